@@ -1,0 +1,86 @@
+"""What a turn emits while it runs: brackets (turn ⊃ message ⊃ delta, tool start ⊃ tool end) and what lies between.
+
+Every start has its end on every way out, cancellation included.
+"""
+
+import msgspec
+
+from triops.agents.messages import AssistantMessage, ToolCall, ToolResultMessage, UserMessage
+
+
+class TurnStart(msgspec.Struct, frozen=True):
+    """The loop begins."""
+
+
+class TurnEnd(msgspec.Struct, frozen=True):
+    """The loop is over, by whichever way."""
+
+
+class MessageStart(msgspec.Struct, frozen=True):
+    """A model call begins; `index` counts the assistant messages of this turn from 1."""
+
+    index: int
+
+
+class TextChunk(msgspec.Struct, frozen=True):
+    """`delta` was appended; `text` is the whole of this assistant message so far."""
+
+    index: int
+    delta: str
+    text: str
+
+
+class ThinkingChunk(msgspec.Struct, frozen=True):
+    index: int
+    delta: str
+    text: str
+
+
+class MessageEnd(msgspec.Struct, frozen=True):
+    """The model call is over. `message` holds what arrived, also when the call was cut (`stopReason: aborted`)."""
+
+    index: int
+    message: AssistantMessage
+
+
+class Retrying(msgspec.Struct, frozen=True):
+    attempt: int
+    max_attempts: int
+    reason: str
+    delay: float
+    """Seconds."""
+
+
+class ToolStart(msgspec.Struct, frozen=True):
+    call: ToolCall
+
+
+class ToolUpdate(msgspec.Struct, frozen=True):
+    call: ToolCall
+    text: str
+
+
+class ToolEnd(msgspec.Struct, frozen=True):
+    call: ToolCall
+    result: ToolResultMessage
+
+
+class Steered(msgspec.Struct, frozen=True):
+    """Messages that arrived while the turn ran and are now part of it."""
+
+    messages: tuple[UserMessage, ...]
+
+
+TurnEvent = (
+    TurnStart
+    | TurnEnd
+    | MessageStart
+    | TextChunk
+    | ThinkingChunk
+    | MessageEnd
+    | Retrying
+    | ToolStart
+    | ToolUpdate
+    | ToolEnd
+    | Steered
+)
