@@ -23,17 +23,15 @@ class MessageStart(msgspec.Struct, frozen=True):
 
 
 class TextChunk(msgspec.Struct, frozen=True):
-    """`delta` was appended; `text` is the whole of this assistant message so far."""
+    """`delta` was appended to the text of message `index`."""
 
     index: int
     delta: str
-    text: str
 
 
 class ThinkingChunk(msgspec.Struct, frozen=True):
     index: int
     delta: str
-    text: str
 
 
 class MessageEnd(msgspec.Struct, frozen=True):
