@@ -1,0 +1,27 @@
+"""From an older state to this one. Forward only: a newer state than ours is refused, never touched."""
+
+from importlib import resources
+
+from triops.runtime.errors import Unavailable
+from triops.runtime.store.db import Db
+
+VERSION = 1
+
+
+class StateTooNew(Unavailable):
+    """A newer Triops wrote this state."""
+
+
+def migrate(db: Db) -> None:
+    """Bring the database to `VERSION`, in one transaction a step.
+
+    Raises:
+        StateTooNew: its version is above ours.
+    """
+    ((version,),) = db.execute("PRAGMA user_version").fetchall()
+    if version > VERSION:
+        raise StateTooNew(f"the state has version {version}, this Triops knows up to {VERSION}; install a newer Triops")
+    if version == VERSION:
+        return
+    schema = resources.files("triops.runtime.store").joinpath("schema.sql").read_text("utf-8")
+    db.execute(f"BEGIN IMMEDIATE; {schema}; PRAGMA user_version={VERSION}; COMMIT")

@@ -1,0 +1,259 @@
+"""The store: SQLite behind whole transactions. Knows how to commit, not what the tables mean.
+
+A transaction is a function of one connection; the modules beside this one hold them all, and no SQL stands anywhere
+else. They run in one writer thread. Those that wait at the same moment share one commit (group commit), each in its
+own savepoint, so that one which fails takes nobody with it. Nothing is told to anybody before the commit has
+returned: WAL with `synchronous=FULL` means that it is on disk then.
+
+Readers have a connection and a thread of their own; a read that starts after a write was answered sees it.
+"""
+
+import queue
+import threading
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar, cast
+
+import apsw
+import msgspec
+import trio
+
+from triops.runtime.errors import RuntimeFault, Unavailable
+from triops.runtime.store.db import Db, Transaction
+from triops.runtime.store.migrations import migrate
+
+T = TypeVar("T")
+
+GROUP = 256
+"""Transactions that may share one commit. More wait for the next, some milliseconds later."""
+
+
+class Outcome(msgspec.Struct, Generic[T]):
+    """What became of a transaction: a value, or an error and nothing written."""
+
+    value: T | None = None
+    error: Exception | None = None
+
+    def unwrap(self) -> T:
+        if self.error is not None:
+            raise self.error
+        return cast("T", self.value)
+
+
+class StoreStatistics(msgspec.Struct, frozen=True):
+    commits: int
+    transactions: int
+    waiting: int
+
+
+class Store(Protocol):
+    """Durable state. Every method belongs to the Trio thread."""
+
+    def submit(self, work: Transaction[T], done: Callable[[Outcome[T]], None]) -> None:
+        """Queue a transaction and return at once; `done` runs on the Trio thread after its commit.
+
+        `done` is sync and runs whether or not anybody still waits. Transactions commit, and are told, in the order
+        of submission.
+        """
+        ...
+
+    async def write(self, work: Transaction[T]) -> T:
+        """Run a transaction and wait for its commit. Cancelled: it may or may not be committed.
+
+        Raises:
+            Unavailable: the disk refuses; nothing was written.
+            RuntimeFault: `work` raised it; nothing was written.
+        """
+        ...
+
+    async def read(self, work: Transaction[T]) -> T:
+        """Run a query against the last commit, without holding up writers."""
+        ...
+
+    def statistics(self) -> StoreStatistics: ...
+
+
+class _Job(msgspec.Struct, eq=False):
+    work: Transaction[Any]
+    done: Callable[[Outcome[Any]], None]
+    outcome: Outcome[Any] = msgspec.field(default_factory=Outcome[Any])
+
+
+class _Waiter(Generic[T]):
+    """One task's wait for one outcome."""
+
+    def __init__(self) -> None:
+        self._ready = trio.Event()
+        self._outcome: Outcome[T] | None = None
+
+    def settle(self, outcome: Outcome[T]) -> None:
+        self._outcome = outcome
+        self._ready.set()
+
+    async def wait(self) -> T:
+        await self._ready.wait()
+        assert self._outcome is not None
+        return self._outcome.unwrap()
+
+
+class SqliteStore:
+    """The `Store` on this machine's disk; see `open_store`."""
+
+    def __init__(self, writer: Db, reader: Db, token: trio.lowlevel.TrioToken) -> None:
+        self._writer = writer
+        self._reader = reader
+        self._token = token
+        self._writes: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._reads: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._commits = 0
+        self._transactions = 0
+        self._waiting = 0
+
+    def submit(self, work: Transaction[T], done: Callable[[Outcome[T]], None]) -> None:
+        self._waiting += 1
+        self._writes.put(_Job(work, done))
+
+    async def write(self, work: Transaction[T]) -> T:
+        waiter = _Waiter[T]()
+        self.submit(work, waiter.settle)
+        return await waiter.wait()
+
+    async def read(self, work: Transaction[T]) -> T:
+        waiter = _Waiter[T]()
+        self._reads.put(_Job(work, waiter.settle))
+        return await waiter.wait()
+
+    def statistics(self) -> StoreStatistics:
+        return StoreStatistics(commits=self._commits, transactions=self._transactions, waiting=self._waiting)
+
+    def write_loop(self) -> None:
+        """The writer thread: take what waits, commit it together, tell the Trio thread once."""
+        while (job := self._writes.get()) is not None:
+            batch = [job]
+            stop = False
+            while len(batch) < GROUP:
+                try:
+                    following = self._writes.get_nowait()
+                except queue.Empty:
+                    break
+                if following is None:
+                    stop = True
+                    break
+                batch.append(following)
+            commit_group(self._writer, batch)
+            self._tell(batch)
+            if stop:
+                return
+
+    def read_loop(self) -> None:
+        """The reader thread: one query after the other."""
+        while (job := self._reads.get()) is not None:
+            run_job(self._reader, job)
+            try:
+                self._token.run_sync_soon(job.done, job.outcome)
+            except trio.RunFinishedError:
+                return
+
+    def _tell(self, batch: list[_Job]) -> None:
+        try:
+            self._token.run_sync_soon(self._settle, batch)
+        except trio.RunFinishedError:
+            pass  # nobody is left to be told; what was committed is on disk
+
+    def _settle(self, batch: list[_Job]) -> None:
+        self._commits += 1
+        self._transactions += len(batch)
+        self._waiting -= len(batch)
+        for job in batch:
+            job.done(job.outcome)
+
+    def close(self) -> None:
+        """Let both threads finish what was submitted, then end."""
+        self._writes.put(None)
+        self._reads.put(None)
+
+
+def run_job(db: Db, job: _Job) -> None:
+    """Run one transaction's function; its outcome stands in the job."""
+    try:
+        job.outcome = Outcome(value=job.work(db))
+    except apsw.Error as error:
+        job.outcome = Outcome(error=_refusal(error))
+    except Exception as error:  # noqa: BLE001 - it is raised again in the task that asked
+        job.outcome = Outcome(error=error)
+
+
+def commit_group(db: Db, batch: list[_Job]) -> None:
+    """Run `batch` in one transaction. After this each job has its outcome, and every value in it is on disk."""
+    try:
+        db.execute("BEGIN IMMEDIATE")
+        for job in batch:
+            db.execute("SAVEPOINT job")
+            run_job(db, job)
+            if job.outcome.error is not None and db.in_transaction:
+                db.execute("ROLLBACK TO job")
+            db.execute("RELEASE job")
+        db.execute("COMMIT")
+    except apsw.Error as error:
+        # The disk is full or failing: SQLite may have rolled all of it back already.
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        refusal = _refusal(error)
+        for job in batch:
+            if not isinstance(job.outcome.error, RuntimeFault):
+                job.outcome = Outcome(error=refusal)
+
+
+def _refusal(error: apsw.Error) -> Unavailable:
+    return Unavailable(f"the state could not be stored: {error}; nothing was changed, try again")
+
+
+def connect(path: Path, *, readonly: bool = False) -> Db:
+    """Open the database file with the settings that the promises need.
+
+    Raises:
+        apsw.Error: it cannot be opened.
+    """
+    flags = apsw.SQLITE_OPEN_READWRITE | (0 if readonly else apsw.SQLITE_OPEN_CREATE)
+    connection = apsw.Connection(str(path), flags=flags, statementcachesize=200)
+    connection.set_busy_timeout(5000)
+    db = cast("Db", connection)
+    db.execute("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON; PRAGMA cache_size=-8192")
+    if readonly:
+        db.execute("PRAGMA query_only=ON")
+    return db
+
+
+@asynccontextmanager
+async def open_store(path: Path) -> AsyncGenerator[Store]:
+    """Open (or make) the database at `path`, migrate it, and hold it until the block ends.
+
+    What was submitted before the end of the block is committed.
+
+    Raises:
+        StateTooNew: a newer Triops wrote it.
+        Unavailable: it cannot be opened, or is not a database; the message says where it lies.
+    """
+    try:
+        writer = connect(path)
+        migrate(writer)
+        reader = connect(path, readonly=True)
+    except apsw.Error as error:
+        raise Unavailable(f"cannot open the state at {path}: {error}; move the file aside to start afresh") from error
+    store = SqliteStore(writer, reader, trio.lowlevel.current_trio_token())
+    threads = [
+        threading.Thread(target=store.write_loop, name="triops-store-writer", daemon=True),
+        threading.Thread(target=store.read_loop, name="triops-store-reader", daemon=True),
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        yield store
+    finally:
+        store.close()
+        with trio.move_on_after(10, shield=True):
+            for thread in threads:
+                await trio.to_thread.run_sync(thread.join, abandon_on_cancel=True)
+            reader.close()
+            writer.close()
