@@ -51,14 +51,13 @@ class RunModel(msgspec.Struct, frozen=True):
 
 
 class RunDelta(msgspec.Struct, frozen=True):
-    """Text arrived: `delta` since the last one, `text` the whole of assistant message number `index`."""
+    """`delta` was appended to assistant message number `index` of the run."""
 
     run: RunInfo
     seq: int
     ts: int
     index: int
     delta: str
-    text: str
 
 
 class RunThinking(msgspec.Struct, frozen=True):
@@ -66,7 +65,6 @@ class RunThinking(msgspec.Struct, frozen=True):
     seq: int
     ts: int
     delta: str
-    text: str
 
 
 class RunTool(msgspec.Struct, frozen=True):

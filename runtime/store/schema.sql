@@ -41,7 +41,8 @@ CREATE TABLE messages (
 
 -- The key of a run is the caller's idempotency key; its input waits here until it gets its place in the transcript.
 CREATE TABLE runs (
-    id TEXT PRIMARY KEY,
+    n INTEGER PRIMARY KEY, -- the order of acceptance
+    id TEXT NOT NULL UNIQUE,
     sid INTEGER NOT NULL,
     state TEXT NOT NULL,
     source TEXT NOT NULL,
@@ -51,8 +52,8 @@ CREATE TABLE runs (
     message_seq INTEGER,
     merged_into TEXT,
     terminal TEXT
-) STRICT, WITHOUT ROWID;
-CREATE INDEX runs_open ON runs (state, accepted_at) WHERE state IN ('queued', 'running');
+) STRICT;
+CREATE INDEX runs_open ON runs (n) WHERE state IN ('queued', 'running');
 CREATE INDEX runs_merged ON runs (merged_into) WHERE merged_into IS NOT NULL;
 CREATE INDEX runs_age ON runs (accepted_at);
 

@@ -1,0 +1,263 @@
+"""Fan-out: what the bus tells goes to the connections that may hear it, encoded once for all of them.
+
+Text is paced: the first delta of a run goes out at once, then at most one `agent` and `chat` pair every `PACE`
+seconds, merged in between, and what waits is sent before a tool starts and before the terminal. (Deltas carry the
+whole text so far; unpaced, a 15 kB answer would be 29 MB.)
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, assert_never
+
+import msgspec
+import trio
+
+from triops.gateway import wire
+from triops.gateway.frames import EncodedEvent, encode_event
+from triops.gateway.outbox import Delta, Outbox
+from triops.gateway.schema.events import AgentEvent, ChatEvent
+from triops.runtime.bus import Bus
+from triops.runtime.events import (
+    CronEvent,
+    HeartbeatEvent,
+    ModelsChanged,
+    RunDelta,
+    RunEnded,
+    RunInfo,
+    RunModel,
+    RunStarted,
+    RunStatus,
+    RunThinking,
+    RuntimeEvent,
+    RunTool,
+    RunUsage,
+    SessionChanged,
+    SessionMessage,
+)
+from triops.runtime.runs.state import RunState
+
+PACE = 0.030  # seconds between two pairs of deltas of one run
+
+Row = Callable[[str], dict[str, Any] | None]
+"""A session's row as clients see it, if it is at hand."""
+
+
+class Audience(Protocol):
+    """A connection, as the fan-out sees it."""
+
+    id: str
+    outbox: Outbox
+    reads: bool
+    """It has the scope `operator.read`."""
+    all_sessions: bool
+    """It asked for `sessions.subscribe`."""
+    session_keys: set[str]
+    """It asked for `sessions.messages.subscribe` of these."""
+    scoped: bool
+    """Cap `session-scoped-events`: run events only of `session_keys`."""
+    tool_events: bool
+
+
+class _Stream:
+    """The text of one run on its way out."""
+
+    __slots__ = ("due", "index", "last", "pending", "replace", "run", "seq", "text", "ts")
+
+    def __init__(self, run: RunInfo) -> None:
+        self.run = run
+        self.index = 1
+        self.text = ""
+        self.pending: list[str] = []
+        self.replace = False
+        self.seq = 0
+        self.ts = 0
+        self.due = -1.0
+        """Not before this may the next pair go out (Trio's clock)."""
+
+
+class Fanout:
+    """Every connection that is past its hello, and the streams of text under way."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._audience: dict[str, Audience] = {}
+        self._streams: dict[str, _Stream] = {}
+        self._late: set[str] = set()
+        """Runs with text that waits for its pace."""
+        self._wake = trio.Event()
+
+    def join(self, connection: Audience) -> None:
+        self._audience[connection.id] = connection
+
+    def leave(self, connection: Audience) -> None:
+        self._audience.pop(connection.id, None)
+
+    def connections(self) -> list[Audience]:
+        return list(self._audience.values())
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Listen to the bus and send late text when its time has come, until cancelled."""
+        with self._bus.subscribe(self.hear):
+            task_status.started()
+            while True:
+                if not self._late:
+                    self._wake = trio.Event()
+                    await self._wake.wait()
+                await trio.sleep_until(min(self._streams[run_id].due for run_id in self._late))
+                now = trio.current_time()
+                for run_id in [run_id for run_id in self._late if self._streams[run_id].due <= now]:
+                    self._flush(self._streams[run_id])
+
+    def broadcast(self, name: str, payload: Any, *, state_version: Any = None, reads: bool = False) -> None:
+        """An event of the gateway's own for everybody (`reads`: everybody who may read)."""
+        self._send(
+            encode_event(name, payload, state_version=state_version), (c for c in self._all() if c.reads or not reads)
+        )
+
+    # -- what the runtime tells ------------------------------------------------------------------------------------
+
+    def hear(self, event: RuntimeEvent) -> None:
+        """Send one runtime event to whom it concerns; sync."""
+        match event:
+            case RunDelta():
+                self._text(event)
+            case RunStatus(run, seq, ts, phase, retry):
+                chat, agent = wire.status(run, seq, ts, phase, retry)
+                self._run_event(run, "chat", chat)
+                self._run_event(run, "agent", agent)
+            case RunStarted(run, seq, ts):
+                self._lifecycle(run, seq, ts, {"phase": "start", "startedAt": ts})
+            case RunModel(run, seq, ts, provider, model):
+                self._lifecycle(run, seq, ts, {"phase": "model", "provider": provider, "model": model})
+            case RunThinking(run, seq, ts, delta):
+                self._run_event(
+                    run, "agent", wire.agent_event(run, seq, ts, "thinking", {"text": delta, "delta": delta})
+                )
+            case RunUsage(run, seq, ts, output_tokens):
+                self._run_event(run, "agent", wire.agent_event(run, seq, ts, "usage", {"outputTokens": output_tokens}))
+            case RunTool():
+                self._tool(event)
+            case RunEnded():
+                self._ended(event)
+            case SessionMessage():
+                self._message(event)
+            case SessionChanged():
+                self._changed(event)
+            case CronEvent(payload=payload):
+                self.broadcast("cron", payload, reads=True)
+            case HeartbeatEvent(payload=payload):
+                self.broadcast("heartbeat", payload)
+            case ModelsChanged():
+                self.broadcast("chat.metadata.changed", {}, reads=True)
+            case _:
+                assert_never(event)
+
+    def _lifecycle(self, run: RunInfo, seq: int, ts: int, data: dict[str, Any]) -> None:
+        self._run_event(run, "agent", wire.agent_event(run, seq, ts, "lifecycle", data, with_session=True))
+
+    def _text(self, event: RunDelta) -> None:
+        stream = self._streams.get(event.run.run_id)
+        if stream is None:
+            stream = self._streams[event.run.run_id] = _Stream(event.run)
+        if event.index != stream.index:
+            self._flush(stream)
+            stream.replace = bool(stream.text)
+            stream.index = event.index
+            stream.text = ""
+        stream.pending.append(event.delta)
+        stream.seq = event.seq
+        stream.ts = event.ts
+        if trio.current_time() >= stream.due:
+            self._flush(stream)
+        elif event.run.run_id not in self._late:
+            self._late.add(event.run.run_id)
+            self._wake.set()
+
+    def _flush(self, stream: _Stream) -> None:
+        """Send what waits of a run's text."""
+        run = stream.run
+        self._late.discard(run.run_id)
+        if not stream.pending:
+            return
+        new = "".join(stream.pending)
+        stream.pending = []
+        stream.text += new
+        stream.due = trio.current_time() + PACE
+        agent, chat = wire.delta(run, stream.seq, stream.ts, stream.index, new, stream.text, replace=stream.replace)
+        stream.replace = False
+        for name, payload in (("agent", agent), ("chat", chat)):
+            shared = Delta(name, payload, encode_event(name, payload))
+            for connection in self._listeners(run):
+                connection.outbox.put_delta(self._spelled(connection, run, shared))
+
+    def _spelled(self, connection: Audience, run: RunInfo, delta: Delta) -> Delta:
+        if run.spelled_key == run.session_key or connection.id != run.origin:
+            return delta
+        payload = msgspec.structs.replace(delta.payload, session_key=run.spelled_key)
+        return Delta(delta.name, payload, encode_event(delta.name, payload))
+
+    def _run_event(self, run: RunInfo, name: str, payload: AgentEvent | ChatEvent) -> None:
+        event = encode_event(name, payload)
+        for connection in self._listeners(run):
+            mine = event
+            if connection.id == run.origin and run.spelled_key != run.session_key:
+                mine = encode_event(name, msgspec.structs.replace(payload, session_key=run.spelled_key))
+            connection.outbox.put_event(mine, run_id=run.run_id)
+
+    def _ended(self, event: RunEnded) -> None:
+        run, terminal = event.run, event.terminal
+        stream = self._streams.get(run.run_id)
+        if stream is not None:
+            self._flush(stream)
+            del self._streams[run.run_id]
+        if terminal.state is not RunState.MERGED:
+            self._run_event(run, "agent", wire.lifecycle_end(run, event.seq, terminal))
+        self._run_event(run, "chat", wire.chat_terminal(run, event.seq, terminal))
+
+    def _tool(self, event: RunTool) -> None:
+        run = event.run
+        stream = self._streams.get(run.run_id)
+        if stream is not None:
+            self._flush(stream)
+        payload = wire.tool(event)
+        for connection in self._all():
+            if not connection.reads or run.source == "heartbeat":
+                continue
+            if connection.id == run.origin and connection.tool_events:
+                spelled = msgspec.structs.replace(payload, session_key=run.spelled_key)
+                connection.outbox.put_event(encode_event("agent", spelled), run_id=run.run_id)
+            elif connection.all_sessions or run.session_key in connection.session_keys:
+                connection.outbox.put_event(encode_event("session.tool", payload), run_id=run.run_id)
+
+    def _message(self, event: SessionMessage) -> None:
+        payload: dict[str, Any] = {
+            "sessionKey": event.session_key,
+            "agentId": event.agent_id,
+            "message": wire.shown_message(event.message, event.message_id, event.seq, event.run_id),
+            "messageId": event.message_id,
+            "messageSeq": event.seq,
+        }
+        if event.run_id is not None:
+            payload["runId"] = event.run_id
+        self._send(encode_event("session.message", payload), self._subscribers(event.session_key))
+
+    def _changed(self, event: SessionChanged) -> None:
+        payload: dict[str, Any] = {"sessionKey": event.session_key, "agentId": event.agent_id, "ts": event.ts}
+        for key, value in (("reason", event.reason), ("phase", event.phase), ("runId", event.run_id)):
+            if value is not None:
+                payload[key] = value
+        self._send(encode_event("sessions.changed", payload), self._subscribers(event.session_key))
+
+    # -- who hears -------------------------------------------------------------------------------------------------
+
+    def _all(self) -> Iterator[Audience]:
+        return iter(self._audience.values())
+
+    def _listeners(self, run: RunInfo) -> Iterator[Audience]:
+        return (c for c in self._audience.values() if c.reads and (not c.scoped or run.session_key in c.session_keys))
+
+    def _subscribers(self, session_key: str) -> Iterator[Audience]:
+        return (c for c in self._audience.values() if c.reads and (c.all_sessions or session_key in c.session_keys))
+
+    def _send(self, event: EncodedEvent, audience: Iterator[Audience]) -> None:
+        for connection in audience:
+            connection.outbox.put_event(event)

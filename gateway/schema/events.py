@@ -1,0 +1,65 @@
+"""Payloads of the events that the gateway sends; names are the wire's (OpenClaw protocol 4)."""
+
+from typing import Any
+
+import msgspec
+
+from triops.agents.messages import Text
+
+
+class ShownMessage(msgspec.Struct, frozen=True):
+    """An assistant message as clients show it: always the whole text."""
+
+    content: tuple[Text, ...]
+    timestamp: int
+    role: str = "assistant"
+
+
+class AgentEvent(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, kw_only=True):
+    """`agent`: one step of a run; `seq` counts the run's events from 1."""
+
+    run_id: str
+    stream: str
+    data: dict[str, Any]
+    session_key: str
+    session_id: str | None = None
+    agent_id: str
+    seq: int
+    ts: int
+    is_heartbeat: bool = msgspec.field(default_factory=lambda: False)
+    spawned_by: str | None = None
+    session: Any = None
+
+    def after(self, earlier: Any) -> "AgentEvent":
+        """This delta with what `earlier` had to say that was new."""
+        delta: str = earlier.data["delta"] + self.data["delta"]
+        data = {**self.data, "delta": delta}
+        if earlier.data.get("replace"):
+            data["replace"] = True
+        return msgspec.structs.replace(self, data=data)
+
+
+class ChatEvent(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, kw_only=True):
+    """`chat`: what a chat client shows; exactly one of a run is `final`, `aborted` or `error`."""
+
+    run_id: str
+    session_key: str
+    agent_id: str | None = None
+    spawned_by: str | None = None
+    seq: int
+    state: str
+    phase: str | None = None
+    retry: dict[str, Any] | None = None
+    delta_text: str | None = None
+    replace: bool = False
+    stop_reason: str | None = None
+    message: ShownMessage | None = None
+    error_message: str | None = None
+    error_kind: str | None = None
+    error_detail: dict[str, Any] | None = None
+
+    def after(self, earlier: Any) -> "ChatEvent":
+        """This delta with what `earlier` had to say that was new."""
+        return msgspec.structs.replace(
+            self, delta_text=earlier.delta_text + self.delta_text, replace=self.replace or earlier.replace
+        )

@@ -1,0 +1,170 @@
+"""From what happens in the runtime to what stands on the wire. Pure: events in, payloads out; who gets them is the
+fan-out's business.
+
+Shapes and their order are those of OpenClaw 2026.9.6: a status goes out as `chat` then `agent`, everything else as
+`agent` then `chat`; a run's lifecycle end precedes its chat terminal.
+"""
+
+from typing import Any
+
+import msgspec
+
+from triops.agents.messages import Message, Text
+from triops.gateway.schema.events import AgentEvent, ChatEvent, ShownMessage
+from triops.runtime.events import RunInfo, RunTool
+from triops.runtime.runs.state import RunState, Terminal
+
+_STATE = {
+    RunState.FINAL: "final",
+    RunState.MERGED: "final",
+    RunState.ABORTED: "aborted",
+    RunState.ERROR: "error",
+}
+
+
+def agent_event(
+    run: RunInfo, seq: int, ts: int, stream: str, data: dict[str, Any], *, with_session: bool = False
+) -> AgentEvent:
+    return AgentEvent(
+        run_id=run.run_id,
+        stream=stream,
+        data=data,
+        session_key=run.session_key,
+        session_id=run.session_id if with_session else None,
+        agent_id=run.agent_id,
+        seq=seq,
+        ts=ts,
+        is_heartbeat=run.source == "heartbeat",
+        spawned_by=run.spawned_by,
+    )
+
+
+def status(run: RunInfo, seq: int, ts: int, phase: str, retry: dict[str, Any] | None) -> tuple[ChatEvent, AgentEvent]:
+    """A run that has nothing to show yet says where it is."""
+    chat = ChatEvent(
+        run_id=run.run_id,
+        session_key=run.session_key,
+        agent_id=run.agent_id,
+        spawned_by=run.spawned_by,
+        seq=seq,
+        state="status",
+        phase=phase,
+        retry=retry,
+    )
+    data: dict[str, Any] = {"phase": phase} if retry is None else {"phase": "retrying", **retry}
+    return chat, agent_event(run, seq, ts, "run_status", data)
+
+
+def delta(
+    run: RunInfo, seq: int, ts: int, index: int, new: str, text: str, *, replace: bool
+) -> tuple[AgentEvent, ChatEvent]:
+    """Text: `new` since the last one, `text` in all. `replace`: a new message begins, forget the last one's text."""
+    data: dict[str, Any] = {"text": text, "delta": new, "itemId": f"{run.run_id}:{index}"}
+    chat = ChatEvent(
+        run_id=run.run_id,
+        session_key=run.session_key,
+        agent_id=run.agent_id,
+        spawned_by=run.spawned_by,
+        seq=seq,
+        state="delta",
+        delta_text=new,
+        replace=replace,
+        message=ShownMessage((Text(text),), ts),
+    )
+    return agent_event(run, seq, ts, "assistant", data), chat
+
+
+def tool(event: RunTool) -> AgentEvent:
+    """A tool call as its run's client sees it."""
+    data: dict[str, Any] = {"phase": event.phase, "name": event.call.name, "toolCallId": event.call.id}
+    match event.phase:
+        case "start":
+            data["args"] = event.call.arguments
+        case "update":
+            data["partialResult"] = {"content": [{"type": "text", "text": event.partial}]}
+        case "result":
+            assert event.result is not None
+            data["isError"] = event.result.is_error
+            data["result"] = {"content": event.result.content}
+            if event.result.details is not None:
+                data["result"]["details"] = event.result.details
+    return agent_event(event.run, event.seq, event.ts, "tool", data)
+
+
+def shown_text(terminal: Terminal) -> str:
+    """What a terminal shows. Models often end with white space; clients compare."""
+    return terminal.text.rstrip()
+
+
+def lifecycle_end(run: RunInfo, seq: int, terminal: Terminal) -> AgentEvent:
+    """The end of a run as an `agent` event: phase `end`, or `error` when it failed."""
+    data: dict[str, Any] = {"phase": "error" if terminal.state is RunState.ERROR else "end"}
+    data["aborted"] = terminal.state is RunState.ABORTED
+    if terminal.stop_reason is not None:
+        data["stopReason"] = terminal.stop_reason
+    if terminal.started_at is not None:
+        data["startedAt"] = terminal.started_at
+    data["endedAt"] = terminal.ended_at
+    data["livenessState"] = "blocked" if terminal.state is RunState.ERROR else "working"
+    if terminal.state is RunState.ABORTED:
+        data["status"] = "cancelled"
+    if terminal.state is RunState.ERROR:
+        data["error"] = terminal.error_message or "the run failed"
+        if terminal.error_kind is not None:
+            data["errorKind"] = terminal.error_kind
+        if terminal.error_detail is not None:
+            data["errorObservation"] = terminal.error_detail
+    data["executionSettled"] = True
+    data.update(receipt(run, terminal))
+    return agent_event(run, seq, terminal.ended_at, "lifecycle", data, with_session=True)
+
+
+def receipt(run: RunInfo, terminal: Terminal) -> dict[str, Any]:
+    """`terminalReply` and `terminalReceipt` of a run that ended well."""
+    if terminal.state is not RunState.FINAL:
+        return {}
+    disposition = "visible" if terminal.text else "silent"
+    model = {"provider": terminal.provider, "model": terminal.model}
+    return {
+        "terminalReply": {"disposition": disposition, "text": shown_text(terminal)},
+        "terminalReceipt": {
+            "runId": run.run_id,
+            "sessionId": run.session_id,
+            "turnId": run.run_id,
+            "requested": model,
+            "effective": {**model, "responseModel": terminal.model},
+            "successfulToolNames": list(terminal.tools),
+            "rerouted": False,
+            "terminalDisposition": disposition,
+        },
+    }
+
+
+def chat_terminal(run: RunInfo, seq: int, terminal: Terminal) -> ChatEvent:
+    """The one terminal of a run as a `chat` event."""
+    text = shown_text(terminal)
+    return ChatEvent(
+        run_id=run.run_id,
+        session_key=run.session_key,
+        agent_id=run.agent_id,
+        spawned_by=run.spawned_by,
+        seq=seq,
+        state=_STATE[terminal.state],
+        stop_reason=terminal.stop_reason,
+        message=ShownMessage((Text(text),), terminal.ended_at) if text else None,
+        error_message=terminal.error_message,
+        error_kind=terminal.error_kind,
+        error_detail=terminal.error_detail,
+    )
+
+
+def shown_message(message: Message, message_id: str, seq: int, run_id: str | None) -> dict[str, Any]:
+    """A transcript message with its place, as `chat.history` and `session.message` carry it."""
+    shown: dict[str, Any] = msgspec.to_builtins(message)
+    about: dict[str, Any] = {"id": message_id, "seq": seq}
+    if run_id is not None:
+        about["runId"] = run_id
+    if key := shown.get("idempotencyKey"):
+        about["idempotencyKey"] = key
+    shown["__openclaw"] = about
+    return shown

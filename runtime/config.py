@@ -1,0 +1,323 @@
+"""The configuration as typed, frozen data: OpenClaw's key names (in camel case), and only the keys that do something.
+
+Knows neither files nor the environment; `Config()` is a working configuration. Times are seconds, written in the file
+as `"30m"` where the type is `Duration`.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, NewType, cast, get_args
+
+import msgspec
+
+from triops.agents.model import Compat, InputKind, ModelInfo, ModelRef, Prices
+from triops.runtime.paths import Paths
+from triops.runtime.secrets import Secret
+
+Duration = NewType("Duration", float)
+"""Seconds; in the file a text with units: `500ms`, `30s`, `30m`, `24h`, `1h30m`, `7d`."""
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+LogLevel = Literal["trace", "debug", "info", "warn", "error", "fatal", "silent"]
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    pass
+
+
+class AuthConfig(_Section):
+    """Who may connect."""
+
+    mode: Literal["token", "password", "none"] = "token"
+    """`none` is for a loopback bind only. Unset, it is `password` when only a password is set."""
+    token: Secret | None = None
+    """The shared token; unset, a random one is made and kept in the state folder."""
+    password: Secret | None = None
+    """The shared password, at least 12 characters."""
+
+
+class ControlUiConfig(_Section):
+    """The web client."""
+
+    allowed_origins: tuple[str, ...] = ()
+    """Origins beyond the gateway's own from which a browser may connect: `scheme://host[:port]`."""
+
+
+class TailscaleConfig(_Section):
+    """Read only to refuse what would open the gateway to a network by itself."""
+
+    mode: Literal["off"] = "off"
+    """Serving through Tailscale is not supported."""
+
+
+class GatewayConfig(_Section):
+    """Where the gateway listens."""
+
+    port: Port = 18789
+    """TCP port; 0 takes a free one."""
+    bind: Literal["loopback", "lan", "custom"] = "loopback"
+    """Which interfaces: this machine only, all, or `customBindHost`."""
+    custom_bind_host: str | None = None
+    """The address to listen on with `bind: "custom"`."""
+    auth: AuthConfig = AuthConfig()
+    """Who may connect."""
+    control_ui: ControlUiConfig = ControlUiConfig()
+    """The web client."""
+    tailscale: TailscaleConfig = TailscaleConfig()
+    """Must be off."""
+
+    @property
+    def host(self) -> str:
+        """The address to listen on."""
+        return {"loopback": "127.0.0.1", "lan": "0.0.0.0"}.get(self.bind) or self.custom_bind_host or "127.0.0.1"
+
+
+class ModelChoice(_Section):
+    """Which models, in order; a plain text means only a primary one."""
+
+    shorthand: ClassVar = "primary"
+
+    primary: str | None = None
+    """`provider/model`, an alias, or the bare id of a configured model; unset, the best that is found."""
+    fallbacks: tuple[str, ...] = ()
+    """Asked in turn when the primary one fails before it has said anything."""
+
+
+class ModelSettings(_Section):
+    """What is set for one `provider/model`."""
+
+    alias: str | None = None
+    """A short name for it."""
+
+
+class HeartbeatConfig(_Section):
+    """A regular turn of the agent's own."""
+
+    every: Duration = Duration(0)
+    """Time between two; 0 (the default) is off: it costs tokens."""
+    prompt: str | None = None
+    """The message of the turn, in place of the built-in one."""
+    model: str | None = None
+    """The model of the turn, in place of the agent's."""
+    session: str = "main"
+    """The session it runs in."""
+
+
+class AgentDefaults(_Section):
+    """What holds for every agent that does not say otherwise."""
+
+    workspace: str | None = None
+    """The agent's folder; unset, `workspace` in the state folder. A relative path starts at the file's folder."""
+    model: ModelChoice = ModelChoice()
+    """Which model answers."""
+    models: dict[str, ModelSettings] = {}
+    """Settings by `provider/model`."""
+    system_prompt: str | None = None
+    """Said to the model after the built-in part of the system prompt."""
+    timeout_seconds: Seconds = 172_800
+    """Limit of a whole run; 0 is none."""
+    max_concurrent: Count = msgspec.field(default_factory=lambda: max(8, 4 * (os.cpu_count() or 1)))
+    """Runs at once, over all sessions; by default four a processor, at least 8."""
+    user_timezone: str | None = None
+    """IANA name of the user's zone; unset, the machine's."""
+    heartbeat: HeartbeatConfig = HeartbeatConfig()
+    """A regular turn of the agent's own."""
+
+
+class Identity(_Section):
+    """How an agent appears."""
+
+    name: str | None = None
+    """Shown beside its messages."""
+    theme: str | None = None
+    """A colour or mood, for clients."""
+    emoji: str | None = None
+    """Its sign."""
+    avatar: str | None = None
+    """URL or path of a picture."""
+
+
+class AgentEntry(_Section):
+    """One agent."""
+
+    name: str | None = None
+    """For people; unset, its id."""
+    workspace: str | None = None
+    """Its folder; unset, a folder of its id within the default one."""
+    model: ModelChoice = ModelChoice()
+    """Which model answers; unset, the default one."""
+    identity: Identity = Identity()
+    """How it appears."""
+
+
+class AgentsConfig(_Section):
+    """The agents."""
+
+    defaults: AgentDefaults = AgentDefaults()
+    """What holds for all."""
+    entries: dict[str, AgentEntry] = {}
+    """By id; none means one agent, `main`."""
+
+
+class ModelConfig(_Section):
+    """One model of a provider."""
+
+    id: str
+    """As the provider knows it; slashes are fine."""
+    name: str = ""
+    """For people."""
+    api: str | None = None
+    """The wire format, where it is not the provider's."""
+    reasoning: bool = False
+    """Whether it thinks before it answers."""
+    input: tuple[str, ...] = ("text",)
+    """What it takes: `text`, `image`."""
+    cost: Prices = Prices()
+    """USD per million tokens."""
+    context_window: Count = 128_000
+    """Tokens, prompt and reply together."""
+    max_tokens: Count | None = None
+    """Tokens of one reply, 8,192 unless set; more than the context window is cut down to it, with a warning."""
+    compat: Compat = Compat()
+    """Where it differs from its wire format's reference."""
+    params: dict[str, Any] = {}
+    """Sent with each request as they are."""
+
+
+class ProviderConfig(_Section):
+    """One endpoint that serves models."""
+
+    api: str | None = None
+    """The wire format: `openai-completions` (the default), `anthropic-messages` (the default of `anthropic`)."""
+    base_url: str | None = None
+    """Where it is; unset, the provider's own."""
+    api_key: Secret | None = None
+    """Its key; a local server takes anything or none."""
+    auth: Literal["api-key", "token", "oauth", "aws-sdk"] | None = None
+    """How the key is sent; unset, as the wire format has it."""
+    headers: dict[str, Secret] = {}
+    """Sent with each request."""
+    timeout_seconds: Seconds | None = None
+    """Limit of one silence of the provider."""
+    models: tuple[ModelConfig, ...] = ()
+    """What it serves, beyond what it says itself."""
+
+
+class ModelsConfig(_Section):
+    """The models."""
+
+    mode: Literal["merge", "replace"] = "merge"
+    """`replace`: only what stands here; nothing is discovered."""
+    providers: dict[str, ProviderConfig] = {}
+    """By id, the part of a model reference before the first slash."""
+
+
+class QueueConfig(_Section):
+    """Messages that arrive while their session runs."""
+
+    mode: Literal["steer", "followup", "interrupt"] = "steer"
+    """Into the running turn; a turn of their own afterwards; or in its place."""
+    cap: Count = 20
+    """Messages that wait in one session; further ones are refused."""
+    max_age: Duration = Duration(600)
+    """A message that waited longer when the process starts again is not answered any more."""
+
+
+class MessagesConfig(_Section):
+    """How messages are taken."""
+
+    queue: QueueConfig = QueueConfig()
+    """Messages that arrive while their session runs."""
+
+
+class CronConfig(_Section):
+    """Scheduled work."""
+
+    enabled: bool = True
+    """Whether jobs fire."""
+    skip_missed_jobs: bool = False
+    """Whether what fell due while the process was down is left out."""
+
+
+class LoggingConfig(_Section):
+    """The log."""
+
+    level: LogLevel = "info"
+    """The least that is written; `silent` writes nothing."""
+
+
+class ToolsConfig(_Section):
+    """What agents may call; names, `group:…`, `*`."""
+
+    allow: tuple[str, ...] | None = None
+    """Unset, all."""
+    deny: tuple[str, ...] = ()
+    """Wins over `allow`."""
+
+
+class EnvConfig(_Section):
+    """Variables for this file and for providers' keys; the process's own are never changed."""
+
+    vars: dict[str, Secret] = {}
+    """Used where the process has no variable of that name."""
+
+
+class Config(_Section):
+    """Everything; with no file, this as it stands."""
+
+    gateway: GatewayConfig = GatewayConfig()
+    """Where the gateway listens and who may connect."""
+    agents: AgentsConfig = AgentsConfig()
+    """The agents."""
+    models: ModelsConfig = ModelsConfig()
+    """Providers and their models."""
+    messages: MessagesConfig = MessagesConfig()
+    """How messages are taken."""
+    cron: CronConfig = CronConfig()
+    """Scheduled work."""
+    logging: LoggingConfig = LoggingConfig()
+    """The log."""
+    tools: ToolsConfig = ToolsConfig()
+    """What agents may call."""
+    env: EnvConfig = EnvConfig()
+    """Variables for this file and for providers' keys."""
+
+
+def configured_models(config: Config) -> dict[ModelRef, ModelInfo]:
+    """The models that stand in the configuration, in its order; `max_tokens` never above `context_window`."""
+    return {
+        info.ref: info
+        for id, provider in config.models.providers.items()
+        for info in (_model_info(id, provider, model) for model in provider.models)
+    }
+
+
+def _model_info(provider_id: str, provider: ProviderConfig, model: ModelConfig) -> ModelInfo:
+    default_api = "anthropic-messages" if provider_id == "anthropic" else "openai-completions"
+    kinds = tuple(kind for kind in get_args(InputKind) if kind in model.input)
+    return ModelInfo(
+        ref=ModelRef(provider_id, model.id),
+        name=model.name or model.id,
+        api=model.api or provider.api or default_api,
+        context_window=model.context_window,
+        max_tokens=min(model.max_tokens or 8_192, model.context_window),
+        input=cast("tuple[InputKind, ...]", kinds) or ("text",),
+        reasoning=model.reasoning,
+        cost=model.cost,
+        compat=model.compat,
+        params=tuple(model.params.items()),
+    )
+
+
+def workspace_of(config: Config, paths: Paths, agent_id: str) -> Path:
+    """An agent's folder: its own, else the default one, in which each of several agents but `main` has its own."""
+    defaults, entry = config.agents.defaults.workspace, config.agents.entries.get(agent_id, AgentEntry())
+    base = paths.config.parent
+    if entry.workspace is not None:
+        return base / Path(entry.workspace).expanduser()
+    if agent_id == "main" or len(config.agents.entries) < 2:
+        return base / Path(defaults).expanduser() if defaults is not None else paths.workspace
+    if defaults is not None:
+        return base / Path(defaults).expanduser() / agent_id
+    return paths.state / f"workspace-{agent_id}"

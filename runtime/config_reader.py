@@ -1,0 +1,283 @@
+"""Turns a parsed file into the typed configuration, and gathers everything that is to be said about it on the way.
+
+Unknown keys never stop a start; a wrong value does, after the rest was looked at too. Knows no file.
+"""
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin
+
+import msgspec
+
+from triops.agents.model import Compat
+from triops.runtime import config as c
+from triops.runtime.secrets import REDACTED, Secret
+
+
+class Notice(msgspec.Struct, frozen=True):
+    """Something about the file that the user should know, and that stops nothing."""
+
+    level: Literal["info", "warning"]
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}" if self.path else self.message
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """A value with which the process does not start."""
+
+    path: str
+    problem: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.problem}; {self.remedy}"
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the message lists every fault. The process exits 78."""
+
+    def __init__(self, where: str, faults: tuple[Fault, ...]) -> None:
+        super().__init__("\n".join((f"{where} cannot be used:", *(f"  {fault}" for fault in faults))))
+        self.faults = faults
+
+
+UNUSED: dict[type, str] = {
+    c.Config: "$schema meta auth bindings session commands memory hooks channels skills plugins mcp browser ui discovery"
+    " update talk acp wizard worktreeRoot audit diagnostics telemetry secrets tts approvals nodeHost web canvasHost media",
+    c.GatewayConfig: "mode roles trustedProxies allowRealIpFallback publicOrigin remote nodes http reload tls terminal"
+    " push cliAgents",
+    c.AuthConfig: "allowTailscale identityScopes rateLimit trustedProxy",
+    c.ControlUiConfig: "enabled basePath root embedSandbox allowExternalEmbedUrls environment communityInvite"
+    " dangerouslyAllowHostHeaderOriginFallback allowInsecureAuth dangerouslyDisableDeviceAuth",
+    c.TailscaleConfig: "resetOnExit",
+    c.AgentsConfig: "ownership",
+    c.AgentDefaults: "cwd repoRoot utilityModel imageModel pdfModel mediaModels modelSelectionScope params thinkingDefault"
+    " fastModeDefault verboseDefault reasoningDefault elevatedDefault toolProgressDetail mediaMaxMb contextInjection"
+    " bootstrapMaxChars bootstrapTotalMaxChars skipBootstrap skipOptionalBootstrapFiles startupContext contextLimits"
+    " skills imageMaxDimensionPx imageQuality systemAgent compaction contextPruning blockStreamingDefault"
+    " blockStreamingBreak blockStreamingChunk blockStreamingCoalesce humanDelay typingMode typingIntervalSeconds"
+    " subagents",
+    c.ModelSettings: "params agentRuntime codeMode",
+    c.HeartbeatConfig: "agentId activeHours target directPolicy to accountId timeoutSeconds lightContext isolatedSession",
+    c.AgentEntry: "agentDir cwd utilityModel models params thinkingDefault reasoningDefault fastModeDefault verboseDefault"
+    " skills groupChat heartbeat subagents tts runtime contextInjection bootstrapMaxChars bootstrapTotalMaxChars"
+    " contextLimits skillsLimits default",
+    c.ProviderConfig: "authHeader maxTokens injectNumCtxForOpenAICompat request localService agentRuntime params",
+    c.ModelConfig: "contextTokens headers",
+    Compat: "supportsPromptCacheKey supportsReasoningEffort supportedReasoningEfforts reasoningEffortMap"
+    " supportsInstructions supportsStrictMode thinkingFormat codeMode",
+    c.MessagesConfig: "responsePrefix ackReaction ackReactionScope inbound groupChat visibleReplies responseUsage tts",
+    c.QueueConfig: "drop byChannel debounceMs debounceMsByChannel",
+    c.CronConfig: "triggers webhookToken webhookSsrfPolicy sessionRetention failureAlert",
+    c.LoggingConfig: "file consoleLevel consoleStyle redactSensitive",
+    c.ToolsConfig: "exec web loopDetection updatePlan codeMode sessions agentToAgent sessions_spawn media",
+    c.EnvConfig: "shellEnv",
+}
+"""Keys of OpenClaw that change nothing here: one line tells of them all."""
+
+NOT_APPLIED: dict[type, str] = {
+    c.GatewayConfig: "tools",
+    c.AgentsConfig: "list",
+    c.AgentDefaults: "sandbox modelPolicy",
+    c.AgentEntry: "sandbox tools modelPolicy",
+    c.ToolsConfig: "profile alsoAllow byProvider toolsBySender subagents sandbox elevated fs",
+}
+"""Keys of OpenClaw whose absence would surprise, most of them limits: each is warned of."""
+
+STAND_INS: dict[tuple[str, object], str] = {
+    ("messages.queue.mode", "collect"): "followup",
+    ("gateway.bind", "auto"): "loopback",
+}
+"""Values of OpenClaw that are read as the nearest one there is."""
+
+VITAL = "gateway.auth."
+"""A secret here that has no value stops the start; elsewhere it is as if it had not been set."""
+
+S = TypeVar("S", bound=msgspec.Struct)
+_VARIABLE = re.compile(r"(\$?)\$\{([A-Z_][A-Z0-9_]*)\}")
+_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|[smhd]))+")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_$-]+")
+_PLACE = re.compile(r" - at `(?:key in )?\$(.*)`$")
+_fields = cache(msgspec.structs.fields)
+
+
+class ConfigReader:
+    """Reads values by their types; what it found is in `notices`, `faults` and `secrets`."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self._ignored: list[str] = []
+        self._notices: list[Notice] = []
+        self.faults: list[Fault] = []
+        self.secrets: list[Secret] = []
+
+    @property
+    def notices(self) -> tuple[Notice, ...]:
+        """What stops nothing; the keys of OpenClaw that are not used are one notice."""
+        if not self._ignored:
+            return tuple(self._notices)
+        some = f"{len(self._ignored)} settings of OpenClaw are not used here: {', '.join(self._ignored)}"
+        return (*self._notices, Notice("info", "", some))
+
+    def warn(self, path: str, message: str) -> None:
+        """Tell of something that stops nothing."""
+        self._notices.append(Notice("warning", path, message))
+
+    def fault(self, path: str, problem: str, remedy: str) -> None:
+        """Tell of something that stops the start."""
+        self.faults.append(Fault(path, problem, remedy))
+
+    def struct(self, kind: type[S], value: object, path: str = "") -> S | None:
+        """`value` as a `kind`, faulty members left at their defaults; None if it cannot be one."""
+        shorthand: str | None = getattr(kind, "shorthand", None)
+        if shorthand is not None and isinstance(value, str):
+            value = {shorthand: value}
+        if not isinstance(value, dict):
+            return self._wrong(path, "an object", value)
+        fields = {field.encode_name: field for field in _fields(kind)}
+        members: dict[str, Any] = {}
+        for key, item in cast("dict[str, object]", value).items():
+            if (field := fields.get(key)) is None:
+                self._unknown(kind, key, path)
+            elif (member := self._read(field.type, item, join(path, key))) is not None:
+                members[field.name] = member
+        missing = [key for key, field in fields.items() if field.required and field.name not in members]
+        for key in missing:
+            if key not in value:
+                self.fault(join(path, key), "is missing", "write it")
+        return None if missing else kind(**members)
+
+    def _read(self, kind: Any, value: object, path: str) -> Any:
+        """The value, or None for "as if it were not there"; a fault has been told of then."""
+        origin, args = get_origin(kind), get_args(kind)
+        if origin is UnionType and NoneType in args:
+            return None if value is None else self._read(args[0], value, path)
+        if kind is Secret:
+            return self._secret(value, path)
+        if kind is c.Duration:
+            return self._duration(self._expand(value, path), path)
+        if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+            return self.struct(kind, value, path)
+        if origin is dict and args[1] is not Any:
+            if not isinstance(value, dict):
+                return self._wrong(path, "an object", value)
+            items = cast("dict[str, object]", value).items()
+            return {key: read for key, item in items if (read := self._read(args[1], item, join(path, key))) is not None}
+        if origin is tuple:
+            if not isinstance(value, list):
+                return self._wrong(path, "a list", value)
+            items = enumerate(cast("list[object]", value))
+            return tuple(read for i, item in items if (read := self._read(args[0], item, f"{path}[{i}]")) is not None)
+        return self._leaf(kind, self._expand(value, path), path)
+
+    def _leaf(self, kind: Any, value: object, path: str) -> Any:
+        if isinstance(value, str) and (stand_in := STAND_INS.get((path, value))):
+            self.warn(path, f"{value!r} is not supported and is read as {stand_in!r}")
+            value = stand_in
+        if get_origin(kind) is Literal and value not in get_args(kind):
+            choices = ", ".join(repr(choice) for choice in get_args(kind))
+            return self.fault(path, f"{value!r} is not supported", f"write one of {choices}")
+        try:
+            return msgspec.convert(value, kind)
+        except msgspec.ValidationError as error:
+            place, words = _PLACE.search(str(error)), _PLACE.sub("", str(error))
+            self.fault(path + (place[1] if place else ""), words[:1].lower() + words[1:], "write such a value")
+
+    def _wrong(self, path: str, wanted: str, value: object) -> None:
+        self.fault(path or "the file", f"expected {wanted}, found {_KINDS.get(type(value), 'null')}", f"write {wanted}")
+
+    def _duration(self, value: object, path: str) -> float | None:
+        if isinstance(value, str) and _DURATION.fullmatch(value):
+            return sum(float(number) * _UNITS[unit] for number, unit in re.findall(r"([\d.]+)(ms|[smhd])", value))
+        return self.fault(path, f"{value!r} is not a length of time", 'write a number and its unit, such as "30m"')
+
+    def _secret(self, value: object, path: str) -> Secret | None:
+        if isinstance(value, dict):
+            ref = cast("dict[str, object]", value)
+            if ref.get("source") != "env":
+                return self._no_secret(path, f"secrets of source {ref.get('source')!r} are not supported, only 'env'")
+            text = self._environ.get(str(ref.get("id")))
+            if not text:
+                return self._no_secret(path, f"the environment has no {ref.get('id')!r}")
+        elif isinstance(value, str):
+            text, missing = self._substitute(value)
+            if missing:
+                return self._no_secret(path, f"the environment has no {missing[0]!r}")
+        else:
+            return self._wrong(path, "a text or {source: \"env\", id: NAME}", value)
+        if text == REDACTED:
+            return self._no_secret(path, "this is the mark that stands for a secret, not a secret")
+        if not text:
+            return None
+        self.secrets.append(secret := Secret(text))
+        return secret
+
+    def _no_secret(self, path: str, why: str) -> None:
+        if path.startswith(VITAL):
+            self.fault(path, why, "write the value here or set the variable")
+        else:
+            self.warn(path, f"{why}; it stays unset")
+
+    def _expand(self, value: object, path: str) -> object:
+        """`value` with `${NAME}` filled in, in all its texts."""
+        if isinstance(value, str):
+            value, missing = self._substitute(value)
+            for name in missing:
+                self.warn(path, f"the environment has no {name!r}; ${{{name}}} stays as it is")
+            return value
+        if isinstance(value, dict):
+            return {key: self._expand(item, join(path, key)) for key, item in cast("dict[str, object]", value).items()}
+        if isinstance(value, list):
+            return [self._expand(item, f"{path}[{i}]") for i, item in enumerate(cast("list[object]", value))]
+        return value
+
+    def _substitute(self, text: str) -> tuple[str, list[str]]:
+        missing: list[str] = []
+
+        def fill(match: re.Match[str]) -> str:
+            escaped, name = match[1], match[2]
+            if escaped:
+                return f"${{{name}}}"
+            if name not in self._environ:
+                missing.append(name)
+            return self._environ.get(name, match[0])
+
+        return _VARIABLE.sub(fill, text), missing
+
+    def _unknown(self, kind: type[msgspec.Struct], key: str, path: str) -> None:
+        unused, not_applied = UNUSED.get(kind, "").split(), NOT_APPLIED.get(kind, "").split()
+        if key == "$include":
+            self.warn(join(path, key), "other files are not read; put their content here")
+        elif key in not_applied:
+            self.warn(join(path, key), "is not applied here; agents are limited by tools.allow and tools.deny only")
+        elif key in unused:
+            self._ignored.append(join(path, key))
+        else:
+            import difflib  # costs milliseconds, and most files have no unknown key
+
+            known = [field.encode_name for field in _fields(kind)] + unused + not_applied
+            nearest = difflib.get_close_matches(key, known, 1, 0.75)
+            self.warn(join(path, key), "unknown key, not used" + (f"; did you mean {nearest[0]!r}?" if nearest else ""))
+
+
+_KINDS: dict[type, str] = {
+    str: "a text",
+    int: "a number",
+    float: "a number",
+    bool: "true or false",
+    dict: "an object",
+    list: "a list",
+}
+
+
+def join(path: str, key: str) -> str:
+    """The path of a member, as in `agents.defaults.models["qwen/x"].alias`."""
+    if _PLAIN_KEY.fullmatch(key):
+        return f"{path}.{key}" if path else key
+    return f'{path}["{key}"]'

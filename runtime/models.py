@@ -1,0 +1,156 @@
+"""The catalogue: the one answer to "what is this model, and who serves it". Its only other writer is the warm-up.
+
+What is configured is known at once. What a provider discovers or makes up by its hook is asked of the warm-up, which
+runs the hooks; a run that names such a model waits for that answer under a deadline.
+"""
+
+import difflib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Literal
+
+import msgspec
+
+from triops.agents.model import ModelInfo, ModelRef, Provider
+from triops.runtime.errors import Invalid
+
+WarmState = Literal["cold", "warming", "ready", "failed"]
+
+
+class Resolved(msgspec.Struct, frozen=True):
+    """A model and its server."""
+
+    provider: Provider
+    info: ModelInfo
+
+
+class ProviderState(msgspec.Struct, frozen=True, kw_only=True):
+    """One provider as the warm-up last saw it."""
+
+    provider: str
+    why: str
+    """What made it known: `configured`, `OPENAI_API_KEY is set`, …"""
+    state: WarmState
+    reason: str = ""
+    models: int = 0
+    ms: int | None = None
+    """How long its warm-up took."""
+
+
+class ProviderEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """A provider, and what was known of it before anybody asked it."""
+
+    provider: Provider
+    why: str
+    models: tuple[ModelInfo, ...] = ()
+    local: bool = False
+
+
+class UnknownModel(Invalid):
+    """No provider has that model; the message names the nearest ones and what was tried."""
+
+
+Ask = Callable[[ModelRef], Awaitable[ModelInfo | None]]
+"""Have the warm-up ask a provider's hook; may wait, under its caller's deadline."""
+
+
+class ModelCatalog:
+    """All models that are known now."""
+
+    def __init__(self, entries: Sequence[ProviderEntry], *, aliases: Mapping[str, str], default: str | None) -> None:
+        self._entries = {entry.provider.id: entry for entry in entries}
+        self._aliases = {alias.lower(): target for alias, target in aliases.items()}
+        self._models: dict[ModelRef, ModelInfo] = {info.ref: info for entry in entries for info in entry.models}
+        self._states = {
+            id: ProviderState(provider=id, why=entry.why, state="cold", models=len(entry.models))
+            for id, entry in self._entries.items()
+        }
+        self._ask: Ask | None = None
+        self.default = default
+        """`provider/model` or alias for who names none; the warm-up fills it in when nothing is configured."""
+        self.default_why = "configured" if default else ""
+
+    def served_by(self, ask: Ask) -> None:
+        """Say who runs the hooks."""
+        self._ask = ask
+
+    # -- asking ----------------------------------------------------------------------------------------------------
+
+    def find(self, name: str) -> Resolved | None:
+        """A model that is known already, by reference, alias or its bare id if only one provider has it."""
+        ref = self._reference(name)
+        info = self._models.get(ref) if ref is not None else None
+        return Resolved(self._entries[info.ref.provider].provider, info) if info is not None else None
+
+    async def resolve(self, name: str) -> Resolved:
+        """The model of a reference, alias or bare id; asks the provider's hook when no list holds it.
+
+        Raises:
+            UnknownModel: nobody has it.
+        """
+        known = self.find(name)
+        if known is not None:
+            return known
+        ref = self._reference(name)
+        if ref is not None and ref.provider in self._entries and self._ask is not None:
+            info = await self._ask(ref)
+            if info is not None:
+                return Resolved(self._entries[ref.provider].provider, info)
+        raise UnknownModel(self._unknown(name, ref))
+
+    def aliases_of(self, ref: ModelRef) -> str | None:
+        return next((alias for alias, target in self._aliases.items() if target == str(ref)), None)
+
+    def list(self) -> list[ModelInfo]:
+        """Every known model: configured order first, then as discovered."""
+        return list(self._models.values())
+
+    def states(self) -> list[ProviderState]:
+        return list(self._states.values())
+
+    def state(self, provider: str) -> ProviderState | None:
+        return self._states.get(provider)
+
+    def entries(self) -> list[ProviderEntry]:
+        return list(self._entries.values())
+
+    def _reference(self, name: str) -> ModelRef | None:
+        name = self._aliases.get(name.strip().lower(), name.strip())
+        try:
+            ref = ModelRef.parse(name)
+        except ValueError:
+            ref = None
+        if ref is not None and ref.provider in self._entries:
+            return ref
+        same_id = [known for known in self._models if known.model == name]
+        return same_id[0] if len(same_id) == 1 else ref
+
+    def _unknown(self, name: str, ref: ModelRef | None) -> str:
+        near = difflib.get_close_matches(name, [*map(str, self._models), *self._aliases], n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(near)}?" if near else "; `triops models list` shows what is known"
+        if ref is None or ref.provider not in self._entries:
+            return (
+                f"unknown model {name!r}: no provider of that name (known: {', '.join(self._entries) or 'none'}){hint}"
+            )
+        state = self._states[ref.provider]
+        tried = f"provider {ref.provider} is {state.state}" + (f" ({state.reason})" if state.reason else "")
+        return f"unknown model {name!r}: {tried} and does not have it{hint}"
+
+    # -- told by the warm-up ---------------------------------------------------------------------------------------
+
+    def learn(self, models: Sequence[ModelInfo]) -> None:
+        """These models exist. What the configuration says of a model is kept."""
+        for info in models:
+            self._models.setdefault(info.ref, info)
+
+    def report(self, provider: str, state: WarmState, *, reason: str = "", ms: int | None = None) -> None:
+        """How a provider's warm-up stands."""
+        before = self._states[provider]
+        count = sum(ref.provider == provider for ref in self._models)
+        self._states[provider] = ProviderState(
+            provider=provider, why=before.why, state=state, reason=reason, models=count, ms=ms
+        )
+
+    def choose_default(self, name: str, why: str) -> None:
+        """What to use when nobody says."""
+        self.default = name
+        self.default_why = why

@@ -1,0 +1,88 @@
+"""Values that never print, and the gateway's random token. Knows nothing of what a secret opens."""
+
+import hashlib
+import hmac
+import secrets
+from typing import Never
+
+from triops.runtime.paths import Paths, StateError, write_new
+
+REDACTED = "__OPENCLAW_REDACTED__"
+"""What stands for a secret in everything that leaves the process; the protocol's mark."""
+
+
+class Secret:
+    """A value that shows itself to nobody who does not ask for it by name.
+
+    `repr`, `str`, formatting and `hide_secret` give the mark; pickling is refused. Two are equal if their values are.
+    """
+
+    __slots__ = ("_digest", "_value")
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+        self._digest = _digest(value)
+
+    def reveal(self) -> str:
+        """The value itself: for the wire and for nothing else."""
+        return self._value
+
+    def matches(self, candidate: str) -> bool:
+        """Whether `candidate` is the value; the time taken tells neither where they differ nor how long it is."""
+        return hmac.compare_digest(self._digest, _digest(candidate))
+
+    def __repr__(self) -> str:
+        return f"Secret({REDACTED})"
+
+    def __str__(self) -> str:
+        return REDACTED
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and hmac.compare_digest(self._digest, other._digest)
+
+    def __hash__(self) -> int:
+        return hash(self._digest)
+
+    def __reduce__(self) -> Never:
+        raise TypeError("a Secret is not pickled or copied")
+
+
+def _digest(value: str) -> bytes:
+    return hashlib.sha256(value.encode("utf-8", "surrogatepass")).digest()
+
+
+def hide_secret(value: object) -> str:
+    """The `enc_hook` for msgspec that writes a `Secret` as the mark."""
+    if isinstance(value, Secret):
+        return REDACTED
+    raise NotImplementedError(f"cannot encode {type(value).__name__}")
+
+
+def read_token(paths: Paths) -> Secret | None:
+    """The token that a start left in the state folder, or None.
+
+    Raises:
+        StateError: the file cannot be read or is empty.
+    """
+    try:
+        text = paths.token.read_text("utf-8").strip()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise StateError(f"cannot read the gateway token in {paths.token}: {error}") from None
+    if not text:
+        raise StateError(f"{paths.token} is empty; delete it and a new token is made at the next start")
+    return Secret(text)
+
+
+def load_or_create_token(paths: Paths) -> Secret:
+    """The gateway's token: 256 random bits, made at the first start. Processes that race get the same one.
+
+    The state folder must exist (`prepare_state`).
+
+    Raises:
+        StateError: it can be neither read nor written.
+    """
+    while (token := read_token(paths)) is None:
+        write_new(paths.token, f"{secrets.token_urlsafe(32)}\n".encode())
+    return token

@@ -1,0 +1,253 @@
+"""Transactions on sessions and their transcripts. The only place that knows how a message gets its place."""
+
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+
+from triops.agents.messages import AssistantMessage, Message, SystemMessage, UserMessage, decode_message, encode_message
+from triops.runtime.errors import Conflict, NotFound
+from triops.runtime.sessions import CreatedVia, Session, agent_of, is_main
+from triops.runtime.store.db import Db, Row, Value
+
+_FIELDS = msgspec.structs.fields(Session)
+_COLUMNS = ", ".join(field.name for field in _FIELDS)
+
+HISTORY_ROWS = 400
+"""Messages read for a turn; more do not fit any prompt worth sending."""
+
+
+class Placed(msgspec.Struct, frozen=True):
+    """A message and its place."""
+
+    seq: int
+    id: str
+    message: Message
+    run_id: str | None = None
+
+
+def _session(row: Row) -> Session:
+    return Session(**{field.name: value for field, value in zip(_FIELDS, row, strict=True)})
+
+
+def find(db: Db, key: str) -> Session | None:
+    """The session of a canonical key."""
+    row = db.execute(f"SELECT {_COLUMNS} FROM sessions WHERE key = ?", (key,)).fetchone()  # noqa: S608 - our columns
+    return _session(row) if row else None
+
+
+def find_labelled(db: Db, label: str) -> Session | None:
+    row = db.execute(f"SELECT {_COLUMNS} FROM sessions WHERE label = ?", (label,)).fetchone()  # noqa: S608 - our columns
+    return _session(row) if row else None
+
+
+def require(db: Db, key: str) -> Session:
+    """The session of a canonical key.
+
+    Raises:
+        NotFound: there is none.
+    """
+    session = find(db, key)
+    if session is None:
+        raise NotFound(f"session not found: {key}")
+    return session
+
+
+def ensure(
+    db: Db,
+    key: str,
+    now: int,
+    *,
+    created_via: CreatedVia = "operator",
+    label: str | None = None,
+    model: str | None = None,
+    spawned_by: str | None = None,
+    spawn_depth: int = 0,
+) -> Session:
+    """The session of a canonical key, made if need be.
+
+    Raises:
+        Conflict: another session has that label.
+    """
+    session = find(db, key)
+    if session is not None and label is None and model is None:
+        return session
+    if label is not None:
+        holder = find_labelled(db, label)
+        if holder is not None and holder.key != key:
+            raise Conflict(f"label already in use: {label!r} is {holder.key}")
+    if session is not None:
+        db.execute(
+            "UPDATE sessions SET label = coalesce(?, label), model = coalesce(?, model), updated_at = ? WHERE sid = ?",
+            (label, model, now, session.sid),
+        )
+        return require(db, key)
+    db.execute(
+        "INSERT INTO sessions (key, agent_id, session_id, label, created_via, created_at, updated_at, model,"
+        " spawned_by, spawn_depth, lifecycle_revision) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            key,
+            agent_of(key),
+            str(uuid4()),
+            label,
+            created_via,
+            now,
+            now,
+            model,
+            spawned_by,
+            spawn_depth,
+            str(uuid4()),
+        ),
+    )
+    return require(db, key)
+
+
+def place(db: Db, sid: int, message: Message, now: int, *, run_id: str | None = None) -> Placed:
+    """Append a message to a transcript."""
+    preview = preview_of(message)
+    interaction = now if isinstance(message, UserMessage | SystemMessage) else None
+    row = db.execute(
+        "UPDATE sessions SET last_seq = last_seq + 1, updated_at = ?, last_preview = coalesce(?, last_preview),"
+        " last_interaction_at = coalesce(?, last_interaction_at) WHERE sid = ? RETURNING last_seq",
+        (now, preview, interaction, sid),
+    ).fetchall()
+    seq: int = row[0][0]
+    message_id = str(uuid4())
+    db.execute(
+        "INSERT INTO messages (sid, seq, id, run_id, body) VALUES (?, ?, ?, ?, ?)",
+        (sid, seq, message_id, run_id, encode_message(message).decode()),
+    )
+    return Placed(seq, message_id, message, run_id)
+
+
+def preview_of(message: Message) -> str | None:
+    """The first words of a message, for lists; None for what is not speech."""
+    match message:
+        case UserMessage(content=str() as text) | SystemMessage(content=text):
+            return text[:200]
+        case AssistantMessage() if message.text:
+            return message.text[:200]
+        case _:
+            return None
+
+
+def context(db: Db, sid: int, *, before: int) -> list[str]:
+    """The stored JSON of the messages that a turn may show its model: since the last reset, below seq `before`."""
+    rows = db.execute(
+        "SELECT body FROM messages WHERE sid = ?1 AND seq < ?2"
+        " AND seq > (SELECT reset_seq FROM sessions WHERE sid = ?1) ORDER BY seq DESC LIMIT ?3",
+        (sid, before, HISTORY_ROWS),
+    ).fetchall()
+    return [row[0] for row in reversed(rows)]
+
+
+class Page(msgspec.Struct, frozen=True):
+    """A stretch of a transcript, oldest first."""
+
+    session: Session | None
+    messages: list[Placed]
+    total: int
+    has_more: bool
+
+
+def transcript(db: Db, key: str, *, limit: int, offset: int = 0) -> Page:
+    """The last `limit` messages but `offset`, whole history; nothing for an unknown session."""
+    session = find(db, key)
+    if session is None:
+        return Page(None, [], 0, False)
+    rows = db.execute(
+        "SELECT seq, id, body, run_id FROM messages WHERE sid = ? ORDER BY seq DESC LIMIT ? OFFSET ?",
+        (session.sid, limit, offset),
+    ).fetchall()
+    messages = [Placed(seq, id, decode_message(body), run_id) for seq, id, body, run_id in reversed(rows)]
+    return Page(session, messages, session.last_seq, offset + len(messages) < session.last_seq)
+
+
+class SessionFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """What `sessions.list` may ask for."""
+
+    limit: int = 100
+    offset: int = 0
+    active_since: int | None = None
+    label: str | None = None
+    search: str | None = None
+    agent_id: str | None = None
+    spawned_by: str | None = None
+    exclude_subagents: bool = False
+    exclude_cron: bool = False
+
+
+def listing(db: Db, wanted: SessionFilter) -> tuple[list[Session], int]:
+    """The wanted sessions, last used first, and how many there are in all."""
+    conditions: list[str] = []
+    values: list[Value] = []
+
+    def only(condition: str, *bound: Value) -> None:
+        conditions.append(condition)
+        values.extend(bound)
+
+    if wanted.active_since is not None:
+        only("updated_at >= ?", wanted.active_since)
+    if wanted.label is not None:
+        only("label = ?", wanted.label)
+    if wanted.agent_id is not None:
+        only("agent_id = ?", wanted.agent_id)
+    if wanted.spawned_by is not None:
+        only("spawned_by = ?", wanted.spawned_by)
+    if wanted.exclude_subagents:
+        only("key NOT LIKE 'agent:%:subagent:%'")
+    if wanted.exclude_cron:
+        only("key NOT LIKE 'agent:%:cron:%'")
+    if wanted.search:
+        needle = "%" + wanted.search.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
+        only("(key LIKE ? ESCAPE '\\' OR label LIKE ? ESCAPE '\\' OR last_preview LIKE ? ESCAPE '\\')", *[needle] * 3)
+    where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+    ((total,),) = db.execute(f"SELECT count(*) FROM sessions {where}", values).fetchall()  # noqa: S608 - bound values
+    rows = db.execute(
+        f"SELECT {_COLUMNS} FROM sessions {where} ORDER BY updated_at DESC, sid DESC LIMIT ? OFFSET ?",  # noqa: S608 - bound values
+        [*values, wanted.limit, wanted.offset],
+    ).fetchall()
+    return [_session(row) for row in rows], total
+
+
+def reset(db: Db, key: str, now: int) -> Session:
+    """Begin afresh: the transcript stays, the model no longer sees what was before. Keeps `session_id`."""
+    session = ensure(db, key, now)
+    db.execute(
+        "UPDATE sessions SET reset_seq = last_seq, updated_at = ?, status = NULL, input_tokens = 0, output_tokens = 0,"
+        " total_tokens = 0, lifecycle_revision = ? WHERE sid = ?",
+        (now, str(uuid4()), session.sid),
+    )
+    return require(db, key)
+
+
+def append(
+    db: Db, key: str, message: Message, now: int, *, created_via: CreatedVia = "internal"
+) -> tuple[Session, Placed]:
+    """A message without a run."""
+    session = ensure(db, key, now, created_via=created_via)
+    placed = place(db, session.sid, message, now)
+    return require(db, key), placed
+
+
+def count(db: Db) -> int:
+    ((total,),) = db.execute("SELECT count(*) FROM sessions").fetchall()
+    return total
+
+
+def get_value(db: Db, name: str) -> Any:
+    """A value kept under a name, or None."""
+    row = db.execute("SELECT value FROM kv WHERE key = ?", (name,)).fetchone()
+    return msgspec.json.decode(row[0]) if row else None
+
+
+def set_value(db: Db, name: str, value: Any) -> None:
+    db.execute(
+        "INSERT INTO kv (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+        (name, msgspec.json.encode(value).decode()),
+    )
+
+
+def main_key_of(key: str) -> str:
+    """The main session of the agent that owns `key`."""
+    return key if is_main(key) else f"agent:{agent_of(key)}:main"

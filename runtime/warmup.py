@@ -1,0 +1,191 @@
+"""The model warm-up: a service with one inbox that runs the providers' hooks and tells the catalogue.
+
+It starts with the process and delays nothing: the port opens meanwhile. Each provider has its own task and deadline,
+so that a dead one costs the others nothing. It uses the same hooks as a run that names an unknown model, because
+that run asks here.
+"""
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+import trio
+
+from triops.agents.errors import ProviderError
+from triops.agents.model import ModelInfo, ModelRef
+from triops.runtime.bus import Bus
+from triops.runtime.clock import Clock
+from triops.runtime.errors import Unavailable
+from triops.runtime.events import ModelsChanged
+from triops.runtime.logs import Log
+from triops.runtime.models import ModelCatalog, ProviderEntry
+
+INBOX_CAPACITY = 16  # questions of runs; requests for one model merge, so that this is the number of models in doubt
+DISCOVER_DEADLINE = 5.0  # seconds for a provider to list its models
+WARM_DEADLINE = 60.0  # seconds for the default model to be ready; a local one may load weights
+ASK_DEADLINE = 15.0  # seconds that a run waits for a provider's hook
+
+DemoPrompt = Callable[[ModelInfo], str]
+"""The system prompt that a turn of this model would send."""
+
+
+class _Question(msgspec.Struct, eq=False):
+    ref: ModelRef
+    answered: trio.Event = msgspec.field(default_factory=trio.Event)
+    info: ModelInfo | None = None
+
+
+class WarmupStatistics(msgspec.Struct, frozen=True):
+    inbox: int
+    inbox_capacity: int
+    asking: int
+
+
+class Warmup:
+    """See the module. `run` is the service; the rest is asked by others."""
+
+    def __init__(self, catalog: ModelCatalog, *, bus: Bus, clock: Clock, log: Log, system_prompt: DemoPrompt) -> None:
+        self._catalog = catalog
+        self._bus = bus
+        self._clock = clock
+        self._log = log
+        self._system_prompt = system_prompt
+        self._send, self._receive = trio.open_memory_channel[_Question](INBOX_CAPACITY)
+        self._asking: dict[ModelRef, _Question] = {}
+        self._discovered: dict[str, trio.Event] = {entry.provider.id: trio.Event() for entry in catalog.entries()}
+        self._decided = trio.Event()
+        catalog.served_by(self.ask)
+
+    # -- asked by runs ---------------------------------------------------------------------------------------------
+
+    async def ask(self, ref: ModelRef) -> ModelInfo | None:
+        """What the provider's hooks say of a model that no list holds; None when it is not theirs.
+
+        Raises:
+            Unavailable: the provider did not answer in time.
+        """
+        question = self._asking.get(ref)
+        if question is None:
+            question = self._asking[ref] = _Question(ref)
+            try:
+                self._send.send_nowait(question)
+            except trio.WouldBlock:
+                del self._asking[ref]
+                raise Unavailable("too many models are being looked up; try again", retry_after=1.0) from None
+        with trio.move_on_after(ASK_DEADLINE):
+            await question.answered.wait()
+            return question.info
+        raise Unavailable(f"provider {ref.provider} did not say within {ASK_DEADLINE:.0f} s whether it has {ref.model}")
+
+    async def default(self) -> str | None:
+        """The model for who names none; waits until the warm-up has looked around. None: there is no model at all."""
+        if self._catalog.default is None:
+            with trio.move_on_after(ASK_DEADLINE):
+                await self._decided.wait()
+        return self._catalog.default
+
+    def statistics(self) -> WarmupStatistics:
+        inbox = self._send.statistics()
+        return WarmupStatistics(
+            inbox=inbox.current_buffer_used, inbox_capacity=int(inbox.max_buffer_size), asking=len(self._asking)
+        )
+
+    # -- the service -----------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Warm every provider, then answer questions, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._look_around, name="look around")
+            while True:
+                question = await self._receive.receive()
+                nursery.start_soon(self._answer, question, name=f"ask for {question.ref}")
+
+    async def _look_around(self) -> None:
+        async with trio.open_nursery() as nursery:
+            for entry in self._catalog.entries():
+                nursery.start_soon(self._discover, entry, name=f"discover {entry.provider.id}")
+        if self._catalog.default is None:
+            self._decide()
+        self._decided.set()
+        await self._warm_default()
+        self._bus.publish(ModelsChanged(self._clock()))
+
+    async def _discover(self, entry: ProviderEntry) -> None:
+        """Ask one provider for its models; its failure is its state, nobody else's."""
+        id = entry.provider.id
+        start = trio.current_time()
+        self._catalog.report(id, "warming")
+        try:
+            with trio.fail_after(DISCOVER_DEADLINE):
+                self._catalog.learn(await entry.provider.discover())
+            self._catalog.report(id, "ready", ms=_since(start))
+        except trio.TooSlowError:
+            self._failed(id, f"no answer within {DISCOVER_DEADLINE:.0f} s", start)
+        except Exception as error:  # noqa: BLE001 - the plugin boundary
+            self._failed(id, str(error), start)
+        finally:
+            self._discovered[id].set()
+
+    def _failed(self, id: str, reason: str, start: float) -> None:
+        self._catalog.report(id, "failed", reason=reason, ms=_since(start))
+        self._log.info("a provider is not there", provider=id, reason=reason)
+
+    def _decide(self) -> None:
+        """The best of what was found: providers are listed in the order of preference."""
+        known = self._catalog.list()
+        for entry in self._catalog.entries():
+            mine = [info for info in known if info.ref.provider == entry.provider.id]
+            if mine:
+                self._catalog.choose_default(str(_preferred(mine).ref), entry.why)
+                return
+
+    async def _warm_default(self) -> None:
+        """Make the first turn of the default model cost what a later one costs."""
+        name = self._catalog.default
+        if name is None:
+            return
+        start = trio.current_time()
+        try:
+            with trio.fail_after(WARM_DEADLINE):
+                resolved = await self._catalog.resolve(name)
+                id = resolved.info.ref.provider
+                self._catalog.report(id, "warming")
+                await resolved.provider.warm(resolved.info, self._system_prompt(resolved.info))
+                self._catalog.report(id, "ready", ms=_since(start))
+        except trio.TooSlowError:
+            self._log.warning("the default model is not warm yet", model=name, seconds=WARM_DEADLINE)
+        except Exception as error:  # noqa: BLE001 - the plugin boundary
+            provider = name.partition("/")[0]
+            if self._catalog.state(provider) is not None:
+                self._catalog.report(provider, "failed", reason=str(error), ms=_since(start))
+            self._log.warning("the default model could not be warmed", model=name, error=error)
+
+    async def _answer(self, question: _Question) -> None:
+        """Let the provider's list arrive, then ask its hook."""
+        ref = question.ref
+        try:
+            with trio.move_on_after(ASK_DEADLINE):
+                await self._discovered[ref.provider].wait()
+                known = self._catalog.find(str(ref))
+                if known is not None:
+                    question.info = known.info
+                    return
+                entry = next(entry for entry in self._catalog.entries() if entry.provider.id == ref.provider)
+                question.info = await entry.provider.resolve_dynamic(ref.model)
+                if question.info is not None:
+                    self._catalog.learn([question.info])
+                    self._catalog.report(ref.provider, "ready")
+        except ProviderError as error:
+            self._catalog.report(ref.provider, "failed", reason=str(error))
+            self._log.warning("a provider's hook failed", provider=ref.provider, model=ref.model, error=error)
+        finally:
+            del self._asking[ref]
+            question.answered.set()
+
+
+def _preferred(models: Sequence[ModelInfo]) -> ModelInfo:
+    """Of a provider's models, the one to begin with: the first that its list does not call an embedding model."""
+    return next((info for info in models if "embed" not in info.ref.model.lower()), models[0])
+
+
+def _since(start: float) -> int:
+    return round((trio.current_time() - start) * 1000)
