@@ -33,7 +33,7 @@ from triops.runtime.events import (
     SessionChanged,
     SessionMessage,
 )
-from triops.runtime.runs.state import RunState
+from triops.runtime.runs.state import RunState, Terminal
 
 PACE = 0.030  # seconds between two pairs of deltas of one run
 
@@ -212,6 +212,13 @@ class Fanout:
         if terminal.state is not RunState.MERGED:
             self._run_event(run, "agent", wire.lifecycle_end(run, event.seq, terminal))
         self._run_event(run, "chat", wire.chat_terminal(run, event.seq, terminal))
+
+    def repeat(self, connection_id: str, run: RunInfo, terminal: Terminal) -> None:
+        """Tell one connection, which may have missed it, how a run ended; nobody else hears."""
+        connection = self._audience.get(connection_id)
+        if connection is not None and connection.reads:
+            chat = msgspec.structs.replace(wire.chat_terminal(run, 1, terminal), session_key=run.spelled_key)
+            connection.outbox.put_event(encode_event("chat", chat))
 
     def _tool(self, event: RunTool) -> None:
         run = event.run

@@ -115,11 +115,11 @@ def lifecycle_end(run: RunInfo, seq: int, terminal: Terminal) -> AgentEvent:
         if terminal.error_detail is not None:
             data["errorObservation"] = terminal.error_detail
     data["executionSettled"] = True
-    data.update(receipt(run, terminal))
+    data.update(receipt_of(run.run_id, run.session_id, terminal))
     return agent_event(run, seq, terminal.ended_at, "lifecycle", data, with_session=True)
 
 
-def receipt(run: RunInfo, terminal: Terminal) -> dict[str, Any]:
+def receipt_of(run_id: str, session_id: str, terminal: Terminal) -> dict[str, Any]:
     """`terminalReply` and `terminalReceipt` of a run that ended well."""
     if terminal.state is not RunState.FINAL:
         return {}
@@ -128,9 +128,9 @@ def receipt(run: RunInfo, terminal: Terminal) -> dict[str, Any]:
     return {
         "terminalReply": {"disposition": disposition, "text": shown_text(terminal)},
         "terminalReceipt": {
-            "runId": run.run_id,
-            "sessionId": run.session_id,
-            "turnId": run.run_id,
+            "runId": run_id,
+            "sessionId": session_id,
+            "turnId": run_id,
             "requested": model,
             "effective": {**model, "responseModel": terminal.model},
             "successfulToolNames": list(terminal.tools),

@@ -22,11 +22,7 @@ LogLevel = Literal["trace", "debug", "info", "warn", "error", "fatal", "silent"]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
 
-class _Section(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    pass
-
-
-class AuthConfig(_Section):
+class AuthConfig(msgspec.Struct, frozen=True, rename="camel"):
     """Who may connect."""
 
     mode: Literal["token", "password", "none"] = "token"
@@ -37,21 +33,21 @@ class AuthConfig(_Section):
     """The shared password, at least 12 characters."""
 
 
-class ControlUiConfig(_Section):
+class ControlUiConfig(msgspec.Struct, frozen=True, rename="camel"):
     """The web client."""
 
     allowed_origins: tuple[str, ...] = ()
     """Origins beyond the gateway's own from which a browser may connect: `scheme://host[:port]`."""
 
 
-class TailscaleConfig(_Section):
+class TailscaleConfig(msgspec.Struct, frozen=True, rename="camel"):
     """Read only to refuse what would open the gateway to a network by itself."""
 
     mode: Literal["off"] = "off"
     """Serving through Tailscale is not supported."""
 
 
-class GatewayConfig(_Section):
+class GatewayConfig(msgspec.Struct, frozen=True, rename="camel"):
     """Where the gateway listens."""
 
     port: Port = 18789
@@ -73,7 +69,7 @@ class GatewayConfig(_Section):
         return {"loopback": "127.0.0.1", "lan": "0.0.0.0"}.get(self.bind) or self.custom_bind_host or "127.0.0.1"
 
 
-class ModelChoice(_Section):
+class ModelChoice(msgspec.Struct, frozen=True, rename="camel"):
     """Which models, in order; a plain text means only a primary one."""
 
     shorthand: ClassVar = "primary"
@@ -84,14 +80,14 @@ class ModelChoice(_Section):
     """Asked in turn when the primary one fails before it has said anything."""
 
 
-class ModelSettings(_Section):
+class ModelSettings(msgspec.Struct, frozen=True, rename="camel"):
     """What is set for one `provider/model`."""
 
     alias: str | None = None
     """A short name for it."""
 
 
-class HeartbeatConfig(_Section):
+class HeartbeatConfig(msgspec.Struct, frozen=True, rename="camel"):
     """A regular turn of the agent's own."""
 
     every: Duration = Duration(0)
@@ -104,7 +100,7 @@ class HeartbeatConfig(_Section):
     """The session it runs in."""
 
 
-class AgentDefaults(_Section):
+class AgentDefaults(msgspec.Struct, frozen=True, rename="camel"):
     """What holds for every agent that does not say otherwise."""
 
     workspace: str | None = None
@@ -125,7 +121,7 @@ class AgentDefaults(_Section):
     """A regular turn of the agent's own."""
 
 
-class Identity(_Section):
+class Identity(msgspec.Struct, frozen=True, rename="camel"):
     """How an agent appears."""
 
     name: str | None = None
@@ -138,7 +134,7 @@ class Identity(_Section):
     """URL or path of a picture."""
 
 
-class AgentEntry(_Section):
+class AgentEntry(msgspec.Struct, frozen=True, rename="camel"):
     """One agent."""
 
     name: str | None = None
@@ -151,7 +147,7 @@ class AgentEntry(_Section):
     """How it appears."""
 
 
-class AgentsConfig(_Section):
+class AgentsConfig(msgspec.Struct, frozen=True, rename="camel"):
     """The agents."""
 
     defaults: AgentDefaults = AgentDefaults()
@@ -160,10 +156,10 @@ class AgentsConfig(_Section):
     """By id; none means one agent, `main`."""
 
 
-class ModelConfig(_Section):
+class ModelConfig(msgspec.Struct, frozen=True, rename="camel"):
     """One model of a provider."""
 
-    id: str
+    id: Annotated[str, msgspec.Meta(min_length=1)]
     """As the provider knows it; slashes are fine."""
     name: str = ""
     """For people."""
@@ -185,7 +181,7 @@ class ModelConfig(_Section):
     """Sent with each request as they are."""
 
 
-class ProviderConfig(_Section):
+class ProviderConfig(msgspec.Struct, frozen=True, rename="camel"):
     """One endpoint that serves models."""
 
     api: str | None = None
@@ -204,7 +200,7 @@ class ProviderConfig(_Section):
     """What it serves, beyond what it says itself."""
 
 
-class ModelsConfig(_Section):
+class ModelsConfig(msgspec.Struct, frozen=True, rename="camel"):
     """The models."""
 
     mode: Literal["merge", "replace"] = "merge"
@@ -213,25 +209,25 @@ class ModelsConfig(_Section):
     """By id, the part of a model reference before the first slash."""
 
 
-class QueueConfig(_Section):
+class QueueConfig(msgspec.Struct, frozen=True, rename="camel"):
     """Messages that arrive while their session runs."""
 
-    mode: Literal["steer", "followup", "interrupt"] = "steer"
-    """Into the running turn; a turn of their own afterwards; or in its place."""
+    mode: Literal["steer", "followup", "collect", "interrupt"] = "steer"
+    """Into the running turn; a turn of their own afterwards; one turn for all that wait; or in its place."""
     cap: Count = 20
     """Messages that wait in one session; further ones are refused."""
     max_age: Duration = Duration(600)
     """A message that waited longer when the process starts again is not answered any more."""
 
 
-class MessagesConfig(_Section):
+class MessagesConfig(msgspec.Struct, frozen=True, rename="camel"):
     """How messages are taken."""
 
     queue: QueueConfig = QueueConfig()
     """Messages that arrive while their session runs."""
 
 
-class CronConfig(_Section):
+class CronConfig(msgspec.Struct, frozen=True, rename="camel"):
     """Scheduled work."""
 
     enabled: bool = True
@@ -240,14 +236,14 @@ class CronConfig(_Section):
     """Whether what fell due while the process was down is left out."""
 
 
-class LoggingConfig(_Section):
+class LoggingConfig(msgspec.Struct, frozen=True, rename="camel"):
     """The log."""
 
     level: LogLevel = "info"
     """The least that is written; `silent` writes nothing."""
 
 
-class ToolsConfig(_Section):
+class ToolsConfig(msgspec.Struct, frozen=True, rename="camel"):
     """What agents may call; names, `group:…`, `*`."""
 
     allow: tuple[str, ...] | None = None
@@ -256,14 +252,14 @@ class ToolsConfig(_Section):
     """Wins over `allow`."""
 
 
-class EnvConfig(_Section):
+class EnvConfig(msgspec.Struct, frozen=True, rename="camel"):
     """Variables for this file and for providers' keys; the process's own are never changed."""
 
     vars: dict[str, Secret] = {}
     """Used where the process has no variable of that name."""
 
 
-class Config(_Section):
+class Config(msgspec.Struct, frozen=True, rename="camel"):
     """Everything; with no file, this as it stands."""
 
     gateway: GatewayConfig = GatewayConfig()

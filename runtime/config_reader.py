@@ -6,8 +6,9 @@ Unknown keys never stop a start; a wrong value does, after the rest was looked a
 import re
 from collections.abc import Mapping
 from functools import cache
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, cast, get_args, get_origin
+from math import isfinite
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 import msgspec
 
@@ -47,8 +48,8 @@ class ConfigError(Exception):
 
 
 UNUSED: dict[type, str] = {
-    c.Config: "$schema meta auth bindings session commands memory hooks channels skills plugins mcp browser ui discovery"
-    " update talk acp wizard worktreeRoot audit diagnostics telemetry secrets tts approvals nodeHost web canvasHost media",
+    c.Config: "$schema meta auth bindings session commands memory hooks channels skills plugins mcp browser ui"
+    " discovery update talk acp wizard worktreeRoot audit diagnostics telemetry secrets tts approvals",
     c.GatewayConfig: "mode roles trustedProxies allowRealIpFallback publicOrigin remote nodes http reload tls terminal"
     " push cliAgents",
     c.AuthConfig: "allowTailscale identityScopes rateLimit trustedProxy",
@@ -56,17 +57,18 @@ UNUSED: dict[type, str] = {
     " dangerouslyAllowHostHeaderOriginFallback allowInsecureAuth dangerouslyDisableDeviceAuth",
     c.TailscaleConfig: "resetOnExit",
     c.AgentsConfig: "ownership",
-    c.AgentDefaults: "cwd repoRoot utilityModel imageModel pdfModel mediaModels modelSelectionScope params thinkingDefault"
-    " fastModeDefault verboseDefault reasoningDefault elevatedDefault toolProgressDetail mediaMaxMb contextInjection"
-    " bootstrapMaxChars bootstrapTotalMaxChars skipBootstrap skipOptionalBootstrapFiles startupContext contextLimits"
-    " skills imageMaxDimensionPx imageQuality systemAgent compaction contextPruning blockStreamingDefault"
+    c.AgentDefaults: "cwd repoRoot utilityModel imageModel pdfModel mediaModels modelSelectionScope params"
+    " thinkingDefault fastModeDefault verboseDefault reasoningDefault elevatedDefault toolProgressDetail mediaMaxMb"
+    " contextInjection bootstrapMaxChars bootstrapTotalMaxChars skipBootstrap skipOptionalBootstrapFiles startupContext"
+    " contextLimits skills imageMaxDimensionPx imageQuality systemAgent compaction contextPruning blockStreamingDefault"
     " blockStreamingBreak blockStreamingChunk blockStreamingCoalesce humanDelay typingMode typingIntervalSeconds"
     " subagents",
     c.ModelSettings: "params agentRuntime codeMode",
-    c.HeartbeatConfig: "agentId activeHours target directPolicy to accountId timeoutSeconds lightContext isolatedSession",
-    c.AgentEntry: "agentDir cwd utilityModel models params thinkingDefault reasoningDefault fastModeDefault verboseDefault"
-    " skills groupChat heartbeat subagents tts runtime contextInjection bootstrapMaxChars bootstrapTotalMaxChars"
-    " contextLimits skillsLimits default",
+    c.HeartbeatConfig: "agentId activeHours target directPolicy to accountId timeoutSeconds lightContext"
+    " isolatedSession",
+    c.AgentEntry: "agentDir cwd utilityModel models params thinkingDefault reasoningDefault fastModeDefault"
+    " verboseDefault skills groupChat heartbeat subagents tts runtime contextInjection bootstrapMaxChars"
+    " bootstrapTotalMaxChars contextLimits skillsLimits default",
     c.ProviderConfig: "authHeader maxTokens injectNumCtxForOpenAICompat request localService agentRuntime params",
     c.ModelConfig: "contextTokens headers",
     Compat: "supportsPromptCacheKey supportsReasoningEffort supportedReasoningEfforts reasoningEffortMap"
@@ -82,15 +84,19 @@ UNUSED: dict[type, str] = {
 
 NOT_APPLIED: dict[type, str] = {
     c.GatewayConfig: "tools",
-    c.AgentsConfig: "list",
     c.AgentDefaults: "sandbox modelPolicy",
     c.AgentEntry: "sandbox tools modelPolicy",
     c.ToolsConfig: "profile alsoAllow byProvider toolsBySender subagents sandbox elevated fs",
 }
-"""Keys of OpenClaw whose absence would surprise, most of them limits: each is warned of."""
+"""Limits of OpenClaw that do not hold here: silence would be a trap, so each is warned of."""
+
+SAID = {
+    "$include": "other files are not read; put their content here",
+    "agents.list": "is not read any more; write agents.entries.<id>",
+}
+"""Keys with an answer of their own."""
 
 STAND_INS: dict[tuple[str, object], str] = {
-    ("messages.queue.mode", "collect"): "followup",
     ("gateway.bind", "auto"): "loopback",
 }
 """Values of OpenClaw that are read as the nearest one there is."""
@@ -156,7 +162,7 @@ class ConfigReader:
     def _read(self, kind: Any, value: object, path: str) -> Any:
         """The value, or None for "as if it were not there"; a fault has been told of then."""
         origin, args = get_origin(kind), get_args(kind)
-        if origin is UnionType and NoneType in args:
+        if origin in (Union, UnionType):  # `X | None` is the one or the other, as X has it
             return None if value is None else self._read(args[0], value, path)
         if kind is Secret:
             return self._secret(value, path)
@@ -168,7 +174,9 @@ class ConfigReader:
             if not isinstance(value, dict):
                 return self._wrong(path, "an object", value)
             items = cast("dict[str, object]", value).items()
-            return {key: read for key, item in items if (read := self._read(args[1], item, join(path, key))) is not None}
+            return {
+                key: read for key, item in items if (read := self._read(args[1], item, join(path, key))) is not None
+            }
         if origin is tuple:
             if not isinstance(value, list):
                 return self._wrong(path, "a list", value)
@@ -183,11 +191,18 @@ class ConfigReader:
         if get_origin(kind) is Literal and value not in get_args(kind):
             choices = ", ".join(repr(choice) for choice in get_args(kind))
             return self.fault(path, f"{value!r} is not supported", f"write one of {choices}")
+        if isinstance(value, float) and not isfinite(value):
+            return self.fault(path, f"{value} is no number", "write a finite one")
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # 1.9e5 is a whole number too
         try:
             return msgspec.convert(value, kind)
         except msgspec.ValidationError as error:
             place, words = _PLACE.search(str(error)), _PLACE.sub("", str(error))
-            self.fault(path + (place[1] if place else ""), words[:1].lower() + words[1:], "write such a value")
+            base = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+            self.fault(
+                path + (place[1] if place else ""), words[:1].lower() + words[1:], _REMEDIES.get(base, "correct it")
+            )
 
     def _wrong(self, path: str, wanted: str, value: object) -> None:
         self.fault(path or "the file", f"expected {wanted}, found {_KINDS.get(type(value), 'null')}", f"write {wanted}")
@@ -210,7 +225,7 @@ class ConfigReader:
             if missing:
                 return self._no_secret(path, f"the environment has no {missing[0]!r}")
         else:
-            return self._wrong(path, "a text or {source: \"env\", id: NAME}", value)
+            return self._wrong(path, 'a text or {source: "env", id: NAME}', value)
         if text == REDACTED:
             return self._no_secret(path, "this is the mark that stands for a secret, not a secret")
         if not text:
@@ -252,20 +267,27 @@ class ConfigReader:
 
     def _unknown(self, kind: type[msgspec.Struct], key: str, path: str) -> None:
         unused, not_applied = UNUSED.get(kind, "").split(), NOT_APPLIED.get(kind, "").split()
-        if key == "$include":
-            self.warn(join(path, key), "other files are not read; put their content here")
+        place = join(path, key)
+        if answer := SAID.get(key) or SAID.get(place):
+            self.warn(place, answer)
         elif key in not_applied:
-            self.warn(join(path, key), "is not applied here; agents are limited by tools.allow and tools.deny only")
+            self.warn(place, "does not limit anything here; only tools.allow and tools.deny do")
         elif key in unused:
-            self._ignored.append(join(path, key))
+            self._ignored.append(place)
         else:
             import difflib  # costs milliseconds, and most files have no unknown key
 
             known = [field.encode_name for field in _fields(kind)] + unused + not_applied
             nearest = difflib.get_close_matches(key, known, 1, 0.75)
-            self.warn(join(path, key), "unknown key, not used" + (f"; did you mean {nearest[0]!r}?" if nearest else ""))
+            self.warn(place, "unknown key, not used" + (f"; did you mean {nearest[0]!r}?" if nearest else ""))
 
 
+_REMEDIES: dict[Any, str] = {
+    str: "write a text in quotes",
+    int: "write a whole number within its bounds",
+    float: "write a number within its bounds",
+    bool: "write true or false",
+}
 _KINDS: dict[type, str] = {
     str: "a text",
     int: "a number",

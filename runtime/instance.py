@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import msgspec
@@ -44,7 +44,7 @@ class Instance:
         self._paths = paths
 
     @contextmanager
-    def published(self, url: str, version: str) -> Iterator[Discovery]:
+    def published(self, url: str, version: str) -> Generator[Discovery]:
         """Let others find the gateway inside the block.
 
         Raises:
@@ -59,7 +59,7 @@ class Instance:
 
 
 @contextmanager
-def hold_instance(paths: Paths) -> Iterator[Instance]:
+def hold_instance(paths: Paths) -> Generator[Instance]:
     """Be the one process on this state folder inside the block. The system lets go when the process dies.
 
     The state folder must exist (`prepare_state`). A discovery file that a killed process left is removed. May block

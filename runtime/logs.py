@@ -21,7 +21,7 @@ import msgspec
 from triops.runtime.clock import Clock, system_clock
 from triops.runtime.config import LogLevel
 from triops.runtime.paths import StateError, open_private
-from triops.runtime.secrets import REDACTED, Secret
+from triops.runtime.secrets import REDACTED, SHORTEST_SECRET, Secret
 
 RETAINED_FILES = 7
 MAX_TEXT = 4_000
@@ -31,8 +31,6 @@ MAX_FRAMES = 20
 CONSOLE_CAPACITY = 4_096  # lines; when full, further ones are counted, not kept: they stand in the file anyway
 CONSOLE_GRACE = 2.0
 """Seconds that the end waits for the terminal to take its lines."""
-SHORTEST_SECRET = 12
-"""Characters. Placeholders such as `ollama` are no secrets, and hiding each such word would spoil the log."""
 
 _ORDER: dict[LogLevel, int] = {level: rank for rank, level in enumerate(get_args(LogLevel))}
 _FILE_NAME = re.compile(r"triops-\d{4}-\d{2}-\d{2}\.log")
@@ -51,9 +49,9 @@ class Record(msgspec.Struct, frozen=True):
     """JSON values."""
 
     def line(self) -> bytes:
-        """The JSON line; a field cannot hide one of the four fixed ones."""
+        """The JSON line; a field cannot replace one of the four fixed ones."""
         fixed = {"time": self.time, "level": self.level, "subsystem": self.subsystem, "message": self.message}
-        return msgspec.json.encode(fixed | {f"{key}_" if key in fixed else key: self.fields[key] for key in self.fields}) + b"\n"
+        return msgspec.json.encode({**fixed, **self.fields, **fixed}) + b"\n"
 
 
 Sink = Callable[[Record], None]
@@ -178,21 +176,27 @@ class Log:
 
 def describe(error: BaseException) -> str:
     """The class and the words of an exception; of a group, those of its leaves."""
-    if isinstance(error, BaseExceptionGroup):
-        leaves = cast("Sequence[BaseException]", error.exceptions)
-        return f"{type(error).__name__}: {error.message}: [{'; '.join(map(describe, leaves))}]"
-    return f"{type(error).__name__}: {error}"
+    leaves = "; ".join(map(describe, _members(error)))
+    return f"{type(error).__name__}: {error}" + (f": [{leaves}]" if leaves else "")
 
 
 def _trace(error: BaseException) -> list[str]:
     """The places an exception came through, the innermost last, without source lines: reading those would block."""
-    places = [f"{frame.f_code.co_filename}:{line} in {frame.f_code.co_name}" for frame, line in walk_tb(error.__traceback__)]
+    places = [
+        f"{frame.f_code.co_filename}:{line} in {frame.f_code.co_name}" for frame, line in walk_tb(error.__traceback__)
+    ]
     lines = places[-MAX_FRAMES:]
     cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    inner = list(cast("Sequence[BaseException]", error.exceptions)) if isinstance(error, BaseExceptionGroup) else []
-    for other in (cause, *inner) if cause is not None else inner:
+    for other in (*_members(error), *([] if cause is None else [cause])):
         lines += [describe(other), *_trace(other)]
     return lines[: 4 * MAX_FRAMES]
+
+
+def _members(error: BaseException) -> Sequence[BaseException]:
+    """The exceptions of a group; of another, none."""
+    if isinstance(error, BaseExceptionGroup):
+        return cast("BaseExceptionGroup[BaseException]", error).exceptions
+    return ()
 
 
 def printable(text: str) -> str:

@@ -8,7 +8,8 @@ import os
 import secrets
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -64,33 +65,15 @@ class Paths(msgspec.Struct, frozen=True):
 
 
 def locate(environ: Mapping[str, str]) -> Paths:
-    """The places that an environment names; touches no file.
+    """The places that an environment names; touches no file. `~` is the home of the process's user.
 
     Raises:
         StateError: the home folder is needed and unknown.
     """
-    state = absolute(environ.get("TRIOPS_STATE_DIR") or "~/.triops", environ)
-    config = environ.get("TRIOPS_CONFIG_PATH")
-    return Paths(state, absolute(config, environ) if config else state / "triops.json")
-
-
-def absolute(text: str, environ: Mapping[str, str]) -> Path:
-    """`text` with a leading `~` and the working folder filled in; links are left as they are.
-
-    Raises:
-        StateError: it begins with `~` and the home folder is unknown.
-    """
-    if text == "~" or text.startswith(("~/", "~\\")):
-        text = _home(environ) + text[1:]
-    return Path(os.path.abspath(text))
-
-
-def _home(environ: Mapping[str, str]) -> str:
-    home = environ.get("USERPROFILE" if sys.platform == "win32" else "HOME")
-    if home:
-        return home
     try:
-        return str(Path.home())
+        state = Path(environ.get("TRIOPS_STATE_DIR") or "~/.triops").expanduser().absolute()
+        config = environ.get("TRIOPS_CONFIG_PATH")
+        return Paths(state, Path(config).expanduser().absolute() if config else state / "triops.json")
     except RuntimeError:
         raise StateError("the home folder is unknown; set TRIOPS_STATE_DIR to the folder for state") from None
 
@@ -131,10 +114,8 @@ def open_private(path: Path, flags: int) -> int:
     Raises:
         StateError: it cannot be opened.
     """
-    try:
+    with _explained("open", path):
         return os.open(path, flags | os.O_CREAT | _NO_LINK | _BINARY, FILE_MODE)
-    except OSError as error:
-        raise StateError(f"cannot open {path}: {error.strerror}") from error
 
 
 def write_new(path: Path, data: bytes) -> bool:
@@ -143,15 +124,11 @@ def write_new(path: Path, data: bytes) -> bool:
     Raises:
         StateError: it cannot be written.
     """
-    temporary = _write_temporary(path, data)
-    try:
-        _publish(temporary, path)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        raise StateError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _temporary(path, data) as temporary:
+        try:
+            _give_name(temporary, path)
+        except FileExistsError:
+            return False
     return True
 
 
@@ -161,26 +138,32 @@ def replace_private(path: Path, data: bytes) -> None:
     Raises:
         StateError: it cannot be written.
     """
-    temporary = _write_temporary(path, data)
-    try:
+    with _temporary(path, data) as temporary:
         temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StateError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _write_temporary(path: Path, data: bytes) -> Path:
+@contextmanager
+def _temporary(path: Path, data: bytes) -> Generator[Path]:
+    """A file beside `path` that holds `data` on disk and is gone afterwards, unless it was given another name."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    descriptor = open_private(temporary, os.O_WRONLY | os.O_EXCL)
+    with _explained("write", path):
+        descriptor = open_private(temporary, os.O_WRONLY | os.O_EXCL)
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(descriptor)
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _explained(what: str, path: Path) -> Generator[None]:
     try:
-        with open(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(descriptor)
+        yield
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StateError(f"cannot write {path}: {error.strerror}") from error
-    return temporary
+        raise StateError(f"cannot {what} {path}: {error.strerror}") from error
 
 
 if sys.platform == "win32":
@@ -190,7 +173,7 @@ if sys.platform == "win32":
     def _narrow(path: Path, mode: int, *, or_root: bool = False) -> str | None:
         return None
 
-    def _publish(temporary: Path, path: Path) -> None:
+    def _give_name(temporary: Path, path: Path) -> None:
         temporary.rename(path)  # refuses an existing file here, which it does not elsewhere
 else:
     _NO_LINK = os.O_NOFOLLOW
@@ -198,12 +181,10 @@ else:
 
     def _narrow(path: Path, mode: int, *, or_root: bool = False) -> str | None:
         """Take from `path` what goes beyond `mode`; a missing one is fine."""
-        try:
+        with _explained("look at", path):
+            if not path.exists():
+                return None
             status = path.stat()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise StateError(f"cannot look at {path}: {error.strerror}") from error
         user = os.geteuid()
         if status.st_uid != user:
             if or_root and status.st_uid == 0:
@@ -215,11 +196,9 @@ else:
         found = stat.S_IMODE(status.st_mode)
         if not found & ~mode:
             return None
-        try:
+        with _explained("narrow", path):
             path.chmod(found & mode)
-        except OSError as error:
-            raise StateError(f"{path} has mode {found:04o} and cannot be narrowed: {error.strerror}") from error
         return f"{path} had mode {found:04o}, open to other users; narrowed to {found & mode:04o}"
 
-    def _publish(temporary: Path, path: Path) -> None:
+    def _give_name(temporary: Path, path: Path) -> None:
         os.link(temporary, path)  # of all ways to give a file its name, the one that refuses an existing one

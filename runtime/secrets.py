@@ -11,6 +11,11 @@ REDACTED = "__OPENCLAW_REDACTED__"
 """What stands for a secret in everything that leaves the process; the protocol's mark."""
 
 
+SHORTEST_SECRET = 12
+"""Characters from which on a value is looked for in text. Placeholders such as `ollama` are no secrets, and hiding each
+such word would spoil what is shown."""
+
+
 class Secret:
     """A value that shows itself to nobody who does not ask for it by name.
 

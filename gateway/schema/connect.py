@@ -1,5 +1,6 @@
 """The handshake on the wire: what `connect` asks and what `hello-ok` answers (protocol §3.2, §3.4). Decides nothing."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -36,7 +37,7 @@ AuthMethod = Literal["none", "token", "password", "device-token"]
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
 
 
-class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename="camel"):
+class ClientInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename="camel"):
     """The program that connects, by its own account."""
 
     id: ClientId
@@ -80,7 +81,7 @@ class ConnectParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
     min_protocol: PositiveInt
     max_protocol: PositiveInt
-    client: Client
+    client: ClientInfo
     caps: tuple[Str1, ...] = ()
     commands: tuple[Str1, ...] | None = None
     permissions: dict[str, bool] | None = None
@@ -148,7 +149,7 @@ class SessionDefaults(msgspec.Struct, frozen=True, kw_only=True, rename="camel")
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
     """The state of things as a client arrives."""
 
-    presence: tuple[PresenceEntry, ...]
+    presence: Sequence[PresenceEntry]
     health: Any
     state_version: StateVersion
     uptime_ms: int

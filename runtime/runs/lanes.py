@@ -9,6 +9,7 @@ from collections import deque
 import msgspec
 import trio
 
+from triops.agents.messages import UserMessage
 from triops.runtime.runs.registry import Run
 from triops.runtime.runs.state import Source
 
@@ -38,9 +39,9 @@ class Lane:
         return self.active is None and not self.starting and not self.queue and not self.places
 
     def take_steering(self) -> list[Run]:
-        """The waiting runs that the active turn may take in now: those at the head that want to steer."""
+        """The waiting runs that the active turn may take in now: what people say at the head, and want to steer with."""
         taken: list[Run] = []
-        while self.queue and self.queue[0].submission.queue_mode == "steer" and self.queue[0].stop_reason is None:
+        while self.queue and _steers(self.queue[0]):
             taken.append(self.queue.popleft())
         return taken
 
@@ -51,6 +52,11 @@ class Lane:
             while self.queue and self.queue[0].submission.queue_mode == "collect":
                 taken.append(self.queue.popleft())
         return taken
+
+
+def _steers(run: Run) -> bool:
+    submission = run.submission
+    return submission.queue_mode == "steer" and isinstance(submission.message, UserMessage) and run.stop_reason is None
 
 
 class Lanes:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import msgspec
 import trio
 
-from triops.agents.messages import AssistantMessage, Text
+from triops.agents.messages import AssistantMessage, SystemMessage, Text, UserMessage
 from triops.runtime.bus import Bus
 from triops.runtime.clock import Clock
 from triops.runtime.events import RunEnded, RunInfo, RunStarted
@@ -30,6 +30,7 @@ class Run:
 
     __slots__ = (
         "accepted_at",
+        "companions",
         "ended",
         "history",
         "info",
@@ -75,6 +76,8 @@ class Run:
         """The text of the reply so far."""
         self.merged: list[Run] = []
         """Runs that this one took in."""
+        self.companions: list[UserMessage | SystemMessage] = []
+        """Messages that share this run's turn from its start."""
         self.terminal: Terminal | None = None
         self.ended = trio.Event()
 

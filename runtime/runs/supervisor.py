@@ -13,6 +13,7 @@ import msgspec
 import trio
 
 from triops.agents.messages import Message, SystemMessage
+from triops.runtime.boundaries import contain
 from triops.runtime.bus import Bus
 from triops.runtime.clock import Clock
 from triops.runtime.errors import Busy, NotFound, RuntimeFault, Unavailable
@@ -88,9 +89,9 @@ class _Request(msgspec.Struct, eq=False):
     def settle(self, accepted: Accepted | None, error: Exception | None = None) -> None:
         self.accepted = accepted
         self.error = error
+        self.ready.set()
         if accepted is not None and self.acknowledge is not None:
             self.acknowledge(accepted)
-        self.ready.set()
 
 
 class Supervisor:
@@ -310,13 +311,13 @@ class Supervisor:
             if acceptance is None:
                 request.settle(None, outcome.error)
             else:
-                request.settle(_accepted(submission, acceptance, replay=True))
+                self._settle(request, _accepted(submission, acceptance, replay=True))
             return
         run = Run(submission, acceptance.session, acceptance.accepted_at)
         interrupt = submission.queue_mode == "interrupt" and lane.active is not None
         if acceptance.placed is not None:
             run.begin(acceptance.placed.seq, acceptance.history)
-        request.settle(_accepted(submission, acceptance, interrupted=interrupt))
+        self._settle(request, _accepted(submission, acceptance, interrupted=interrupt))
         self._registry.add(run)
         if interrupt:
             assert lane.active is not None
@@ -330,6 +331,10 @@ class Supervisor:
         else:
             lane.queue.append(run)
         self._ring(lane)
+
+    def _settle(self, request: _Request, accepted: Accepted) -> None:
+        with contain(self._log, "an acknowledgement could not be given"):
+            request.settle(accepted)
 
     def _ring(self, lane: Lane) -> None:
         """See to it that somebody works on the lane, if there is work."""
@@ -385,6 +390,7 @@ class Supervisor:
         run.begin(placed.seq, history)
         for other in companions:
             self._registry.merge(other, run)
+            run.companions.append(other.submission.message)
         self._announce(run.session.key, [placed, *more])
 
     async def _execute(self, lane: Lane, run: Run) -> None:

@@ -59,25 +59,23 @@ CREATE INDEX runs_age ON runs (accepted_at);
 
 CREATE TABLE cron_jobs (
     id TEXT PRIMARY KEY,
-    job TEXT NOT NULL,
-    enabled INTEGER NOT NULL,
-    created_at INTEGER NOT NULL,
-    updated_at INTEGER NOT NULL
+    job TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- One row a slot, claimed before the slot runs: at most once per (job, slot).
+-- One row a slot, claimed before the slot runs: at most once per (job, slot). A slot without a time was asked for by
+-- hand. One that was skipped may still be claimed, when the wall clock went back.
 CREATE TABLE cron_receipts (
+    run_id TEXT PRIMARY KEY,
     job_id TEXT NOT NULL,
-    slot_ms INTEGER NOT NULL,
-    kind TEXT NOT NULL,
+    slot_ms INTEGER,
     claimed_at INTEGER NOT NULL,
     finished_at INTEGER,
     status TEXT,
     entry TEXT,
-    PRIMARY KEY (job_id, slot_ms)
+    UNIQUE (job_id, slot_ms)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX cron_receipts_open ON cron_receipts (job_id) WHERE finished_at IS NULL;
-CREATE INDEX cron_receipts_age ON cron_receipts (claimed_at DESC);
+CREATE INDEX cron_receipts_age ON cron_receipts (finished_at);
 
 -- What a session is to be told with its next turn.
 CREATE TABLE system_events (
@@ -88,18 +86,11 @@ CREATE TABLE system_events (
 ) STRICT;
 CREATE INDEX system_events_session ON system_events (session_key);
 
+-- `record` holds the device's tokens as well.
 CREATE TABLE devices (
     device_id TEXT PRIMARY KEY,
     record TEXT NOT NULL,
     approved_at INTEGER NOT NULL
-) STRICT, WITHOUT ROWID;
-
-CREATE TABLE device_tokens (
-    device_id TEXT NOT NULL REFERENCES devices (device_id) ON DELETE CASCADE,
-    role TEXT NOT NULL,
-    token TEXT NOT NULL,
-    record TEXT NOT NULL,
-    PRIMARY KEY (device_id, role)
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE pairing_requests (

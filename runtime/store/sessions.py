@@ -251,3 +251,17 @@ def set_value(db: Db, name: str, value: Any) -> None:
 def main_key_of(key: str) -> str:
     """The main session of the agent that owns `key`."""
     return key if is_main(key) else f"agent:{agent_of(key)}:main"
+
+
+def touch(db: Db, key: str, now: int) -> Session:
+    """Keep a session fresh; a main session is made if need be.
+
+    Raises:
+        NotFound: another session that does not exist.
+    """
+    session = ensure(db, key, now) if is_main(key) else require(db, key)
+    db.execute(
+        "UPDATE sessions SET updated_at = ?1, last_interaction_at = ?1 WHERE sid = ?2",
+        (now, session.sid),
+    )
+    return require(db, key)

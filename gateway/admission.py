@@ -1,0 +1,41 @@
+"""How many writes to the control plane one actor may make. Pure but for the clock that it is given."""
+
+from collections import deque
+from collections.abc import Callable
+
+from triops.gateway.errors import WireError
+
+LIMIT = 30
+WINDOW = 60.0  # seconds
+MAX_ACTORS = 10_000
+
+
+class WriteLimiter:
+    """A sliding window per actor (protocol §2.3); memory is bounded by `MAX_ACTORS`."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._writes: dict[str, deque[float]] = {}
+
+    def count(self, method: str, actor: str) -> None:
+        """Note one write.
+
+        Raises:
+            WireError: too many; with `retryAfterMs`.
+        """
+        now = self._now()
+        if len(self._writes) >= MAX_ACTORS:
+            self._writes = {who: times for who, times in self._writes.items() if times[-1] > now - WINDOW}
+        times = self._writes.setdefault(actor, deque())
+        while times and times[0] <= now - WINDOW:
+            times.popleft()
+        if len(times) >= LIMIT:
+            wait = times[0] + WINDOW - now
+            raise WireError(
+                "UNAVAILABLE",
+                f"rate limit exceeded for {method}; retry after {wait:.0f}s",
+                details={"method": method, "limit": f"{LIMIT} per {WINDOW:.0f}s"},
+                retryable=True,
+                retry_after_ms=round(wait * 1000),
+            )
+        times.append(now)

@@ -1,0 +1,499 @@
+"""The Python client of the gateway protocol: one connection, its requests, events and chats, on Trio or asyncio.
+
+It does not reconnect, keeps no device tokens, and does not know where a gateway is: that is its caller's business.
+"""
+
+import base64
+import hashlib
+import itertools
+import os
+import ssl
+import sys
+import uuid
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from math import inf
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, Self
+from urllib.parse import urlsplit
+
+import anyio
+import msgspec
+import wsproto.events as ws
+from anyio.abc import ByteStream
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+from wsproto import ConnectionType, WSConnection
+from wsproto.connection import ConnectionState
+from wsproto.utilities import LocalProtocolError, RemoteProtocolError
+
+from triops import __version__
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+HANDSHAKE_SECONDS = 15.0
+WRITE_SECONDS = 10.0
+CLOSE_SECONDS = 1.0
+ABORT_SECONDS = 2.0
+MAX_MESSAGE = 32 * 1024 * 1024  # characters; past it the connection closes with 1009
+EVENT_CAPACITY = 1024  # some 30 s of a fast answer's deltas; past it the consumer is told how many it missed
+RESPONSE_CAPACITY = 16  # `agent` sends two under one id; more than these, unread, are dropped
+SCOPES = ("operator.read", "operator.write", "operator.admin")
+
+
+class GatewayError(Exception):
+    """The gateway refused a request, or the connection. `code` and `details` are the protocol's."""
+
+    def __init__(
+        self, code: str, message: str, details: Any = None, retryable: bool = False, retry_after_ms: int | None = None
+    ) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+        self.details = details
+        self.retryable = retryable
+        self.retry_after_ms = retry_after_ms
+
+
+class GatewayClosed(Exception):
+    """The connection is over. `code` and `reason` are the close frame's; 1006 means that there was none."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(f"gateway connection closed: {code} {reason}".rstrip())
+        self.code = code
+        self.reason = reason
+
+
+class EventsLost(Exception):
+    """A consumer was slower than its events; `count` of them are missing at this place. It may go on reading."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(f"{count} events were lost: this consumer is slower than the gateway")
+        self.count = count
+
+
+class Event(msgspec.Struct, frozen=True, tag_field="type", tag="event"):
+    """One event of the gateway; names and payloads are the protocol's."""
+
+    event: str
+    payload: dict[str, Any] = {}
+    seq: int | None = None
+    """Place among this connection's numbered events; `None` for those outside the numbering."""
+
+
+class _Fault(msgspec.Struct, frozen=True, rename="camel"):
+    code: str
+    message: str
+    details: Any = None
+    retryable: bool = False
+    retry_after_ms: int | None = None
+
+
+class _Response(msgspec.Struct, frozen=True, tag_field="type", tag="res"):
+    id: str
+    ok: bool
+    payload: Any = None
+    error: _Fault = _Fault("UNAVAILABLE", "the gateway gave no reason")
+
+
+_decoder = msgspec.json.Decoder(Event | _Response)
+
+
+class DeviceIdentity:
+    """An Ed25519 key by which gateways know this device (protocol: device identity and signature)."""
+
+    def __init__(self, key: "Ed25519PrivateKey") -> None:
+        public = key.public_key().public_bytes_raw()
+        self._key = key
+        self.id = hashlib.sha256(public).hexdigest()
+        self.public_key = _base64url(public)
+
+    @classmethod
+    def load(cls, path: Path) -> "DeviceIdentity":
+        """The identity kept in `path` (32 raw bytes, mode 0600), made there the first time."""
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+        try:
+            return cls(Ed25519PrivateKey.from_private_bytes(path.read_bytes()))
+        except FileNotFoundError:
+            key = Ed25519PrivateKey.generate()
+        with open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+            file.write(key.private_bytes_raw())
+        return cls(key)
+
+    def proof(self, connect: Mapping[str, Any], challenge: Mapping[str, Any]) -> dict[str, Any]:
+        """The `device` member that answers `challenge` for these `connect` params: the v3 payload, signed."""
+        client, signed_at, nonce = connect["client"], challenge["ts"], challenge["nonce"]
+        scopes, token = ",".join(connect["scopes"]), connect.get("auth", {}).get("token", "")
+        about = (client.get(name, "").strip().lower() for name in ("platform", "deviceFamily"))
+        fields = ("v3", self.id, client["id"], client["mode"], connect["role"], scopes, signed_at, token, nonce, *about)
+        signature = _base64url(self._key.sign("|".join(map(str, fields)).encode()))
+        proof = {"publicKey": self.public_key, "signature": signature, "signedAt": signed_at, "nonce": nonce}
+        return {"id": self.id, **proof}
+
+
+class EventStream:
+    """Events that one consumer asked for and has not read yet. Bounded: a slow one loses some, and is told."""
+
+    def __init__(
+        self, client: "GatewayClient", wanted: Callable[[Event], bool], capacity: int = EVENT_CAPACITY
+    ) -> None:
+        self._client = client
+        self._wanted = wanted
+        self._lost = 0
+        self.inlet, self._outlet = anyio.create_memory_object_stream[Event](capacity)
+
+    def offer(self, event: Event) -> None:
+        if not self._wanted(event):
+            return
+        try:
+            if not self._lost:
+                self.inlet.send_nowait(event)
+                return
+        except anyio.WouldBlock:
+            pass
+        self._lost += 1  # and so is what follows, until the consumer was told: one gap, in one place
+
+    async def receive(self) -> Event:
+        """The next event. Raises `EventsLost` where some are missing, `GatewayClosed` after the last."""
+        if self._lost and not self._outlet.statistics().current_buffer_used:
+            lost, self._lost = self._lost, 0
+            raise EventsLost(lost)
+        try:
+            return await self._outlet.receive()
+        except anyio.EndOfStream:
+            self._client.raise_closed()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        return await self.receive()
+
+    def close(self) -> None:
+        self.inlet.close()
+        self._outlet.close()
+
+
+class Responses:
+    """The answers to one request, in order. Which one is the last is not on the wire but in their content."""
+
+    def __init__(self, client: "GatewayClient", outlet: MemoryObjectReceiveStream[_Response]) -> None:
+        self._client = client
+        self._outlet = outlet
+
+    async def receive(self) -> Any:
+        """The next answer's payload. Raises `GatewayError` for a refusal, `GatewayClosed` when none can come."""
+        try:
+            response = await self._outlet.receive()
+        except anyio.EndOfStream:
+            self._client.raise_closed()
+        if not response.ok:
+            raise GatewayError(*msgspec.structs.astuple(response.error))
+        return response.payload
+
+
+class ChatRun(EventStream):
+    """A run that this client started: iterate over its `chat` events; the last one is its terminal event."""
+
+    def __init__(self, client: "GatewayClient", run_id: str) -> None:
+        super().__init__(client, lambda event: event.event == "chat" and event.payload.get("runId") == run_id)
+        self.run_id = run_id
+        self.ack: dict[str, Any] = {}
+        self.is_over = False
+
+    async def __anext__(self) -> Event:
+        if self.is_over:
+            raise StopAsyncIteration
+        event = await self.receive()
+        self.is_over = event.payload.get("state") in ("final", "aborted", "error")
+        return event
+
+
+class _Socket:
+    """WebSocket frames over a byte stream: whole text messages in, whole frames out. Knows no gateway."""
+
+    def __init__(self, stream: ByteStream) -> None:
+        self._stream = stream
+        self._ws = WSConnection(ConnectionType.CLIENT)
+        self._inbound: deque[ws.Event] = deque()
+        self._lock = anyio.Lock()
+
+    async def upgrade(self, host: str, target: str) -> None:
+        await self.send(ws.Request(host=host, target=target))
+        answer = await self._next()
+        if not isinstance(answer, ws.RejectConnection):
+            return
+        body = b""
+        with suppress(GatewayClosed):  # a body without a length ends with the connection
+            while isinstance(part := await self._next(), ws.RejectData):
+                body += part.data
+                if part.body_finished:
+                    break
+        status = answer.status_code
+        text = f"no WebSocket here: HTTP {status} {body[:500].decode(errors='replace').strip()}"
+        raise GatewayError(f"HTTP_{status}", text, retryable=status in (429, 503))
+
+    async def receive(self) -> str:
+        """The next message. Answers pings and the peer's close; raises `GatewayClosed` when there is no more."""
+        parts: list[str] = []
+        size = 0
+        while True:
+            event = await self._next()
+            if isinstance(event, ws.TextMessage):
+                parts.append(event.data)
+                size += len(event.data)
+                if size > MAX_MESSAGE:
+                    await self.refuse(1009, "message too large")
+                if event.message_finished:
+                    return "".join(parts)
+            elif isinstance(event, ws.Ping):
+                await self.send(event.response())
+            elif isinstance(event, ws.CloseConnection):
+                if self._ws.state is not ConnectionState.CLOSED:
+                    with suppress(GatewayClosed):
+                        await self.send(event.response())
+                raise GatewayClosed(int(event.code), event.reason or "")
+
+    async def _next(self) -> ws.Event:
+        while not self._inbound:
+            try:
+                self._ws.receive_data(await self._stream.receive())
+                self._inbound.extend(self._ws.events())
+            except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError) as lost:
+                raise GatewayClosed(1006, "connection lost") from lost
+            except RemoteProtocolError as fault:
+                raise GatewayClosed(1002, str(fault)) from fault
+        return self._inbound.popleft()
+
+    async def send(self, frame: ws.Event, seconds: float = WRITE_SECONDS) -> None:
+        """Write one whole frame, cancelled or not: after half a frame nothing could follow. One writer at a time."""
+        with anyio.move_on_after(seconds, shield=True):
+            async with self._lock:
+                try:
+                    await self._stream.send(self._ws.send(frame))
+                    return
+                except (anyio.BrokenResourceError, anyio.ClosedResourceError, LocalProtocolError) as lost:
+                    raise GatewayClosed(1006, "connection lost") from lost
+        await anyio.aclose_forcefully(self._stream)
+        raise GatewayClosed(1006, f"the gateway took no data for {seconds:g} s")
+
+    async def close(self, code: int, reason: str) -> None:
+        with suppress(GatewayClosed):
+            await self.send(ws.CloseConnection(code, reason), CLOSE_SECONDS)
+
+    async def refuse(self, code: int, reason: str) -> NoReturn:
+        await self.close(code, reason)
+        raise GatewayClosed(code, reason)
+
+
+class GatewayClient:
+    """A connection that said hello. Made by `open_client`; good until that block ends or the gateway closes it."""
+
+    def __init__(self, socket: _Socket, on_gap: Callable[[int, int], None] | None) -> None:
+        self.hello: dict[str, Any] = {}
+        self._socket = socket
+        self._on_gap = on_gap
+        self._ids = itertools.count(1)
+        self._calls: dict[str, MemoryObjectSendStream[_Response]] = {}
+        self._streams: list[EventStream] = []
+        self._seq = 0
+        self._silence = anyio.CancelScope()
+        self._silence_limit = inf
+        self._closed: GatewayClosed | None = None
+        self._ended = anyio.Event()
+
+    async def request(self, method: str, params: Mapping[str, Any] | None = None) -> Any:
+        """The payload of the (first) answer. Raises `GatewayError`, or `GatewayClosed`.
+
+        A caller who is cancelled meanwhile loses the answer only: the gateway may have done what was asked.
+        """
+        async with self.requests(method, params) as responses:
+            return await responses.receive()
+
+    @asynccontextmanager
+    async def requests(self, method: str, params: Mapping[str, Any] | None = None) -> AsyncGenerator[Responses]:
+        """Send a request that has more than one answer, as `agent` has: `accepted`, then its result."""
+        if self._closed:
+            self.raise_closed()
+        id_ = str(next(self._ids))
+        frame = {"type": "req", "id": id_, "method": method, "params": params or {}}
+        inlet, outlet = anyio.create_memory_object_stream[_Response](RESPONSE_CAPACITY)
+        with inlet, outlet:
+            self._calls[id_] = inlet
+            try:
+                await self._socket.send(ws.TextMessage(msgspec.json.encode(frame).decode()))
+                yield Responses(self, outlet)
+            finally:
+                del self._calls[id_]
+
+    @contextmanager
+    def events(self, *names: str, capacity: int = EVENT_CAPACITY) -> Generator[EventStream]:
+        """The events of these names (without one: all), from now on until the block ends."""
+        stream = EventStream(self, lambda event: not names or event.event in names, capacity)
+        with self._subscribed(stream):
+            yield stream
+
+    @contextmanager
+    def _subscribed(self, stream: EventStream) -> Generator[None]:
+        if self._closed:
+            stream.inlet.close()
+        self._streams.append(stream)
+        try:
+            yield
+        finally:
+            self._streams.remove(stream)
+            stream.close()
+
+    @asynccontextmanager
+    async def chat(
+        self, session_key: str, message: str, *, key: str | None = None, **params: Any
+    ) -> AsyncGenerator[ChatRun]:
+        """Send a message and follow its run; `params` are further ones of `chat.send`, by their wire names.
+
+        Leaving the block before the terminal event, cancelled or not, aborts the run. `key` is the idempotency key
+        and the run's id; with the key of a run that is over, `ack["status"]` says so and no event need follow.
+        """
+        run_id = key or str(uuid.uuid4())
+        send = {"sessionKey": session_key, "message": message, "idempotencyKey": run_id, **params}
+        run = ChatRun(self, run_id)
+        with self._subscribed(run):
+            going_on = True  # from now on: who is cancelled before the ack may have a run as well
+            try:
+                try:
+                    run.ack = await self.request("chat.send", send)
+                except GatewayError:
+                    going_on = False
+                    raise
+                going_on = run.ack.get("status") in ("started", "in_flight")
+                yield run
+            finally:
+                if going_on and not run.is_over and not self._closed:
+                    with anyio.move_on_after(ABORT_SECONDS, shield=True), suppress(GatewayError, GatewayClosed):
+                        await self.request("chat.abort", {"sessionKey": session_key, "runId": run_id})
+
+    def raise_closed(self) -> NoReturn:
+        """Raise what the connection ended with; a new exception for each who asks."""
+        assert self._closed
+        raise GatewayClosed(self._closed.code, self._closed.reason)
+
+    async def run(self) -> None:
+        """Read until the connection ends, however it ends; then tell all who wait."""
+        try:
+            with self._silence:
+                while True:
+                    await self._dispatch(await self._socket.receive())
+            await self._socket.refuse(4000, "tick timeout")
+        except GatewayClosed as closed:
+            self._closed = closed
+        finally:
+            self._closed = self._closed or GatewayClosed(1006, "the client was closed")
+            for inlet in (*self._calls.values(), *(stream.inlet for stream in self._streams)):
+                inlet.close()
+            self._ended.set()
+
+    async def _dispatch(self, text: str) -> None:
+        self._silence.deadline = anyio.current_time() + self._silence_limit
+        try:
+            frame = _decoder.decode(text)
+        except msgspec.ValidationError:
+            return  # a kind of frame that this version does not know
+        except msgspec.DecodeError:
+            await self._socket.refuse(1007, "malformed JSON")
+        if isinstance(frame, _Response):
+            if call := self._calls.get(frame.id):
+                with suppress(anyio.WouldBlock):
+                    call.send_nowait(frame)
+            return
+        if frame.seq is not None:
+            expected, self._seq = self._seq + 1, frame.seq
+            if frame.seq > expected and self._on_gap is not None:
+                self._on_gap(expected, frame.seq)
+        for stream in self._streams:
+            stream.offer(frame)
+
+    async def greet(self, params: dict[str, Any], challenge: EventStream, device: DeviceIdentity | None) -> None:
+        """Answer the challenge with `connect` and keep the hello; from then on a silent gateway is a lost one."""
+        asked = await challenge.receive()
+        if device is not None:
+            params["device"] = device.proof(params, asked.payload)
+        self.hello = await self.request("connect", params)
+        self._silence_limit = 2 * self.hello["policy"]["tickIntervalMs"] / 1000
+        self._silence.deadline = anyio.current_time() + self._silence_limit
+
+    async def leave(self) -> None:
+        """Say goodbye and wait for the gateway's."""
+        await self._socket.close(1000, "")
+        await self._ended.wait()
+
+
+@asynccontextmanager
+async def open_client(
+    url: str,
+    *,
+    token: str | None = None,
+    client_id: str = "gateway-client",
+    mode: str = "backend",
+    version: str = __version__,
+    platform: str = sys.platform,
+    role: str = "operator",
+    scopes: Sequence[str] = SCOPES,
+    caps: Sequence[str] = (),
+    device: DeviceIdentity | None = None,
+    on_gap: Callable[[int, int], None] | None = None,
+) -> AsyncGenerator[GatewayClient]:
+    """Connect to the gateway at `url` (`ws`, `wss`, `http` or `https`) and keep the connection for the block.
+
+    Raises `OSError` when nothing listens there, `GatewayError` when the gateway refuses (`details` say why),
+    `GatewayClosed` when it hangs up, `TimeoutError` when it takes over 15 s to answer. What the block raises comes
+    out as it is, in no group. `on_gap(expected, received)`, which must not raise, hears of missing events. At the end
+    of the block, cancelled or not, the socket is closed within a second; runs go on unless aborted.
+    """
+    params: dict[str, Any] = {
+        "minProtocol": 4,
+        "maxProtocol": 4,
+        "client": {"id": client_id, "version": version, "platform": platform, "mode": mode},
+        "role": role,
+        "scopes": list(scopes),
+        "caps": list(caps),
+        "auth": {} if token is None else {"token": token},
+    }
+    failure: Exception | None = None
+    async with _open_socket(url) as socket, anyio.create_task_group() as tasks:
+        client = GatewayClient(socket, on_gap)
+        try:
+            with client.events("connect.challenge") as challenge, anyio.fail_after(HANDSHAKE_SECONDS):
+                tasks.start_soon(client.run)
+                await client.greet(params, challenge, device)
+            yield client
+        except Exception as error:  # noqa: BLE001 - raised again below: here the task group would wrap it in a group
+            failure = error
+        finally:
+            with anyio.move_on_after(CLOSE_SECONDS, shield=True):
+                await client.leave()
+            tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+@asynccontextmanager
+async def _open_socket(url: str) -> AsyncGenerator[_Socket]:
+    parts = urlsplit(url)
+    host = parts.hostname or "127.0.0.1"
+    with anyio.fail_after(HANDSHAKE_SECONDS):
+        if parts.scheme in ("ws", "http"):
+            stream = await anyio.connect_tcp(host, parts.port or 80)
+        else:
+            context = ssl.create_default_context()
+            port = parts.port or 443
+            stream = await anyio.connect_tcp(host, port, ssl_context=context, tls_standard_compatible=False)
+    async with stream:
+        socket = _Socket(stream)
+        with anyio.fail_after(HANDSHAKE_SECONDS):
+            await socket.upgrade(parts.netloc.rpartition("@")[2], parts.path or "/")
+        yield socket
+
+
+def _base64url(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()

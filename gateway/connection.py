@@ -1,0 +1,283 @@
+"""One WebSocket client: its nursery holds the reader, the writer, the keep-alive and a task for each request.
+
+The reader never waits for a handler; all output goes through the outbox and the one writer. A client that leaves ends
+this nursery and nothing else: its runs belong to the runtime.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+from uuid import uuid4
+
+import trio
+from trio_websocket import ConnectionClosed, HandshakeError, WebSocketConnection, wrap_server_stream
+
+from triops.gateway.door import Caller, Door
+from triops.gateway.errors import ErrorShape, error_shape
+from triops.gateway.frames import Request, encode_error, encode_response
+from triops.gateway.hello import hello_ok
+from triops.gateway.methods import ANSWERED, Call, dispatch
+from triops.gateway.outbox import Outbox
+from triops.gateway.pairing import Admit, Refuse
+from triops.gateway.schema.connect import ConnectParams
+from triops.gateway.scopes import READ, effective
+from triops.gateway.services import Services
+from triops.gateway.session import (
+    HANDSHAKE_SECONDS,
+    Action,
+    Authenticate,
+    Close,
+    Dispatch,
+    GatewaySession,
+    Send,
+    State,
+    close_reason,
+)
+from triops.gateway.transport import Broken, Transport
+from triops.runtime.boundaries import contain
+
+MAX_PAYLOAD = 16 * 1024 * 1024
+PREAUTH_BYTES = 256 * 1024  # of the socket, before anybody is known; the session's own limit is the frame's
+REQUESTS_AT_WORK = 32  # of one connection; past it the reader stops reading
+REQUESTS_WAITING = 1024  # parked ones (`agent.wait`, the second answer of `agent`)
+PING_EVERY = 25.0  # seconds; a pong must come within as many
+CLOSE_GRACE = 1.0  # seconds that a close handshake may take
+
+
+class Connection:
+    """A client past its upgrade. Also a `methods.Subscriber` and a `fanout.Audience`."""
+
+    def __init__(
+        self, ws: WebSocketConnection, transport: Transport, caller: Caller, services: Services, door: Door
+    ) -> None:
+        self._ws = ws
+        self._transport = transport
+        self._caller = caller
+        self._services = services
+        self._door = door
+        self._session = GatewaySession(nonce=str(uuid4()))
+        self._slots = trio.Semaphore(REQUESTS_AT_WORK)
+        self._parked = 0
+        self._close: Close | None = None
+        self.closed = trio.Event()
+        """The socket is gone, and nothing of this connection runs any more."""
+        self.id = str(uuid4())
+        self.actor = caller.address
+        self.scopes: frozenset[str] = frozenset()
+        self.outbox = Outbox()
+        self.reads = False
+        self.all_sessions = False
+        self.session_keys: set[str] = set()
+        self.scoped = False
+        self.tool_events = False
+
+    @property
+    def unknown(self) -> bool:
+        """It has not been let in yet."""
+        return self._session.state in (State.NEW, State.CONNECT, State.DECIDING)
+
+    async def serve(self, nursery: trio.Nursery) -> None:
+        """Talk until either side closes. `nursery` is this connection's own."""
+        nursery.start_soon(self._write, nursery, name="writer")
+        nursery.start_soon(self._keep_handshake_time, name="handshake deadline")
+        try:
+            await self._act(self._session.opened(self._services.runtime.clock()), nursery)
+            while True:
+                message = await self._ws.get_message()
+                actions = (
+                    self._session.text_frame(message) if isinstance(message, str) else self._session.binary_frame()
+                )
+                await self._act(actions, nursery)
+        finally:
+            self._services.fanout.leave(self)
+            if self._services.presence.gone(self.id):
+                self._services.broadcast_presence()
+
+    def close(self, code: int, reason: str) -> None:
+        """Send what waits, then close; sync, returns at once."""
+        if self._close is None:
+            self._close = Close(code, close_reason(reason))
+            self.outbox.ring()
+
+    # -- what the session says -------------------------------------------------------------------------------------
+
+    async def _act(self, actions: list[Action], nursery: trio.Nursery) -> None:
+        for action in actions:
+            match action:
+                case Send(frame):
+                    self.outbox.put(frame)
+                case Close(code, reason):
+                    self.close(code, reason)
+                case Authenticate(params):
+                    nursery.start_soon(self._authenticate, params, nursery, name="authenticate")
+                case Dispatch(request):
+                    await self._slots.acquire()
+                    nursery.start_soon(self._request, request, nursery, name=request.method)
+
+    async def _authenticate(self, params: ConnectParams, nursery: trio.Nursery) -> None:
+        log = self._services.log
+        with contain(log, "a connect failed by our own fault", failed=lambda _: self.close(1011, "internal error")):
+            decision = await self._door.admit(params, self._caller, nonce=self._session.nonce)
+            if isinstance(decision, Refuse):
+                await self._act(self._session.refused(decision.error, reason=decision.close_reason), nursery)
+                return
+            await self._welcome(params, decision, nursery)
+
+    async def _welcome(self, params: ConnectParams, admitted: Admit, nursery: trio.Nursery) -> None:
+        hello = await hello_ok(self._services, self.id, admitted, auth_mode=self._door.mode)
+        if self._session.state is not State.DECIDING:
+            return  # it took too long, and the close is on its way
+        self._transport.cap(None)
+        self.scopes = effective(admitted.scopes)
+        self.reads = READ in self.scopes
+        self.scoped = "session-scoped-events" in params.caps
+        self.tool_events = "tool-events" in params.caps
+        if params.device is not None:
+            self.actor = params.device.id
+        # First the hello, then events: joining afterwards keeps the order.
+        actions = self._session.admitted(hello)
+        await self._act(actions[:1], nursery)
+        self._services.fanout.join(self)
+        nursery.start_soon(self._keep_alive, nursery, name="keep-alive")
+        if self._services.presence.connected(
+            self.id, params.client, scopes=admitted.scopes, address=self._caller.address
+        ):
+            self._services.broadcast_presence()
+        self._services.log.info(
+            "client connected",
+            conn=self.id,
+            client=params.client.id,
+            mode=params.client.mode,
+            method=admitted.method,
+            scopes=list(admitted.scopes),
+        )
+        await self._act(actions[1:], nursery)
+
+    # -- requests --------------------------------------------------------------------------------------------------
+
+    async def _request(self, request: Request, nursery: trio.Nursery) -> None:
+        """One request, to its answer: the request boundary."""
+        parked = False
+
+        def park() -> None:
+            nonlocal parked
+            if not parked:
+                parked = True
+                self._parked += 1
+                self._slots.release()
+
+        try:
+            respond = partial(self._respond, request)
+            call = Call(self._services, self, respond, park=park, subscriber=self)
+            error: ErrorShape | None = None
+            try:
+                if self._parked >= REQUESTS_WAITING:
+                    error = ErrorShape(code="UNAVAILABLE", message="too many requests wait already", retryable=True)
+                    payload: Any = error
+                else:
+                    payload = await dispatch(call, request)
+            except Exception as failure:  # noqa: BLE001 - the request boundary
+                payload = error = self._failure(request, failure)
+            if payload is not ANSWERED:
+                respond(payload)
+            await self._act(self._session.answered(error), nursery)
+        finally:
+            if parked:
+                self._parked -= 1
+            else:
+                self._slots.release()
+
+    def _failure(self, request: Request, failure: Exception) -> ErrorShape:
+        log_id = uuid4().hex[:12]
+        shape = error_shape(failure, log_id=log_id)
+        log = self._services.log
+        if shape.code == "INTERNAL_ERROR":
+            log.error("a request failed by our own fault", method=request.method, id=log_id, error=failure)
+        else:
+            log.info("refused a request", method=request.method, conn=self.id, code=shape.code, reason=shape.message)
+        return shape
+
+    def _respond(self, request: Request, payload: Any) -> None:
+        if isinstance(payload, ErrorShape):
+            self.outbox.put(encode_error(request.id, payload))
+        else:
+            self.outbox.put(encode_response(request.id, payload))
+
+    # -- keeping the socket ----------------------------------------------------------------------------------------
+
+    async def _write(self, nursery: trio.Nursery) -> None:
+        """The one writer: ready-made frames, many in one write; at the end the close."""
+        try:
+            while True:
+                frames = self.outbox.take()
+                if frames:
+                    await self._transport.send_all(b"".join(map(text_frame, frames)))
+                elif self._close is not None:
+                    break
+                if self.outbox.overflowed:
+                    self._services.log.warning("a slow client is given up, its runs go on", conn=self.id)
+                    self._close = Close(1008, "slow consumer")
+                    break
+                await self.outbox.wait()
+            assert self._close is not None
+            with trio.move_on_after(CLOSE_GRACE):
+                await self._ws.aclose(self._close.code, self._close.reason)
+        except (*Broken, ConnectionClosed):
+            pass  # the peer is gone; the reader ends by itself
+        nursery.cancel_scope.cancel(reason="the connection is closed")
+
+    async def _keep_handshake_time(self) -> None:
+        await trio.sleep(HANDSHAKE_SECONDS)
+        for action in self._session.timed_out():
+            if isinstance(action, Close):
+                self.close(action.code, action.reason)
+
+    async def _keep_alive(self, nursery: trio.Nursery) -> None:
+        while True:
+            await trio.sleep(PING_EVERY)
+            try:
+                with trio.fail_after(PING_EVERY):
+                    await self._ws.ping()
+            except (trio.TooSlowError, ConnectionClosed, *Broken):
+                self._services.log.info("a client does not answer pings", conn=self.id)
+                nursery.cancel_scope.cancel(reason="no pong")
+
+
+def text_frame(payload: bytes) -> bytes:
+    """An unmasked, final WebSocket text frame (RFC 6455 §5.2)."""
+    size = len(payload)
+    if size < 126:
+        return b"\x81" + bytes((size,)) + payload
+    if size < 65536:
+        return b"\x81\x7e" + size.to_bytes(2, "big") + payload
+    return b"\x81\x7f" + size.to_bytes(8, "big") + payload
+
+
+async def serve_websocket(
+    transport: Transport,
+    caller: Caller,
+    services: Services,
+    door: Door,
+    *,
+    opened: Callable[[Connection], None],
+) -> None:
+    """Upgrade a request whose head is read and checked, and serve the client until it is gone.
+
+    `opened` is told of the connection, so that a shutdown can close it. The transport is closed at the end.
+    """
+    transport.cap(PREAUTH_BYTES)
+    async with trio.open_nursery() as nursery:
+        try:
+            with trio.fail_after(HANDSHAKE_SECONDS):
+                request = await wrap_server_stream(
+                    nursery, transport, message_queue_size=16, max_message_size=MAX_PAYLOAD, receive_buffer_size=65536
+                )
+                ws = await request.accept()
+            connection = Connection(ws, transport, caller, services, door)
+            opened(connection)
+            await connection.serve(nursery)
+        except (ConnectionClosed, HandshakeError, trio.TooSlowError, *Broken):
+            pass  # the peer left, or never meant it
+        finally:
+            nursery.cancel_scope.cancel(reason="the connection is over")
+            await trio.aclose_forcefully(transport)

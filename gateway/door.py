@@ -1,0 +1,235 @@
+"""The door: who may come in, over WebSocket and over plain HTTP. It reads what the pure decisions need, has them
+decide, and writes what they say; it decides nothing itself."""
+
+import secrets
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+import trio
+
+from triops.gateway.auth import AuthMode, Matches, SharedAuth, check_shared, offers_secret, unauthorized
+from triops.gateway.devices import verify_proof
+from triops.gateway.errors import WireError
+from triops.gateway.limiter import AuthLimiter, peer_key
+from triops.gateway.locality import (
+    Headers,
+    Locality,
+    check_host,
+    check_origin,
+    is_browser,
+    is_loopback,
+    locality,
+    normalise_address,
+    single_header,
+)
+from triops.gateway.pairing import PENDING_TTL_MS, Admit, Facts, PairedDevice, PendingPairing, Refuse, decide
+from triops.gateway.schema.connect import ConnectParams, Credentials
+from triops.gateway.scopes import SCOPES, parse_cap
+from triops.runtime.clock import Clock
+from triops.runtime.logs import Log
+from triops.runtime.secrets import Secret
+from triops.runtime.store import devices
+from triops.runtime.store.db import Db
+from triops.runtime.store.sqlite import Store
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """Where a request comes from, as its socket and its head say."""
+
+    address: str
+    """Normalised."""
+    locality: Locality
+    host: str | None
+    origin: str | None
+    headers: tuple[tuple[bytes, bytes], ...]
+
+    @property
+    def limiter_key(self) -> Any:
+        return peer_key(self.address, loopback=is_loopback(self.address), origin=self.origin)
+
+
+def caller_of(address: str, headers: Headers) -> Caller:
+    """Read a request's head."""
+    known = tuple(headers)
+    return Caller(
+        address=normalise_address(address),
+        locality=locality(address, known),
+        host=single_header(known, b"host"),
+        origin=single_header(known, b"origin"),
+        headers=known,
+    )
+
+
+class Door:
+    """One a gateway; holds the limiter, and the secret to compare with."""
+
+    def __init__(
+        self,
+        *,
+        mode: AuthMode,
+        secret: Secret | None,
+        allowed_origins: tuple[str, ...],
+        bind_host: str,
+        store: Store,
+        clock: Clock,
+        log: Log,
+    ) -> None:
+        self.mode: AuthMode = mode
+        self.port = 0
+        """The real one, once it is open: `Host` must name it."""
+        self._matches: Matches | None = secret.matches if secret is not None else None
+        self._allowed_origins = allowed_origins
+        self._bind_host = bind_host
+        self._store = store
+        self._clock = clock
+        self._log = log
+        self._limiter = AuthLimiter(trio.current_time)
+
+    def check_head(self, caller: Caller) -> None:
+        """What every request must pass before anything of it is looked at.
+
+        Raises:
+            WireError: a foreign `Host` (DNS rebinding), a proxy that nobody vouches for, a foreign `Origin`.
+        """
+        if caller.locality == "proxied":
+            raise self._refused(
+                caller,
+                "proxied",
+                WireError(
+                    "FORBIDDEN",
+                    "this request says that it was forwarded, and no trusted proxy is configured",
+                    details={"code": "PROXY_ATTRIBUTION_REQUIRED"},
+                ),
+            )
+        if not check_host(caller.host, port=self.port, bind_host=self._bind_host):
+            raise self._refused(
+                caller,
+                "host",
+                WireError(
+                    "FORBIDDEN",
+                    f"Host {caller.host!r} is not this gateway; use 127.0.0.1:{self.port}",
+                    details={"code": "HOST_NOT_ALLOWED"},
+                ),
+            )
+        try:
+            check_origin(
+                caller.origin,
+                host=caller.host,
+                locality=caller.locality,
+                allowed=self._allowed_origins,
+                local_pages=self.mode != "none",
+            )
+        except WireError as error:
+            raise self._refused(caller, "origin", error) from None
+
+    def _refused(self, caller: Caller, reason: str, error: WireError) -> WireError:
+        self._log.warning(
+            "refused a request", reason=reason, peer=caller.address, host=caller.host, origin=caller.origin
+        )
+        return error
+
+    async def admit(self, params: ConnectParams, caller: Caller, *, nonce: str) -> Admit | Refuse:
+        """Decide on a connect, and store what follows from it."""
+        browser = is_browser(params.client.id, params.client.mode)
+        try:
+            if browser and caller.origin is None:
+                check_origin(None, host=caller.host, locality=caller.locality, browser=True)
+            if not offers_secret(params.auth):
+                decision = await self._decide(params, caller, nonce)
+            else:
+                with self._limiter.reserve(caller.limiter_key) as attempt:
+                    await trio.sleep(attempt.delay)
+                    decision = await self._decide(params, caller, nonce)
+                    if isinstance(decision, Admit):
+                        attempt.succeeded()
+                    elif decision.wrong_secret:
+                        attempt.failed()
+        except WireError as error:
+            decision = Refuse(error=error, close_reason=str(error))
+        if isinstance(decision, Refuse):
+            self._log.warning(
+                "refused a connect",
+                reason=str(decision.error),
+                details=decision.error.shape.details,
+                client=params.client.id,
+                mode=params.client.mode,
+                peer=caller.address,
+                locality=caller.locality,
+            )
+        return decision
+
+    async def _decide(self, params: ConnectParams, caller: Caller, nonce: str) -> Admit | Refuse:
+        now = self._clock()
+        shared = check_shared(params.auth, self.mode, self._matches, locality=caller.locality)
+        cap = single_header(caller.headers, b"x-openclaw-scopes")
+        facts = Facts(
+            params=params,
+            locality=caller.locality,
+            address=caller.address,
+            has_origin=caller.origin is not None,
+            shared=shared,
+            scope_cap=None if cap is None else parse_cap(cap),
+            now_ms=now,
+            new_token=Secret(secrets.token_urlsafe(32)),
+            new_request_id=str(uuid4()),
+        )
+        if params.device is None:
+            return decide(facts)
+        key = verify_proof(params, params.device, nonce=nonce, now_ms=now)
+        return await self._store.write(lambda db: _decide_with_records(db, facts, key))
+
+    async def authorise(self, caller: Caller) -> frozenset[str]:
+        """The scopes of a plain HTTP request, by its bearer token or password.
+
+        Raises:
+            WireError: `details.code` says why not.
+        """
+        bearer = single_header(caller.headers, b"authorization") or ""
+        kind, _, candidate = bearer.partition(" ")
+        offered = candidate.strip() if kind.lower() == "bearer" else ""
+        auth = Credentials(token=offered or None)
+        if not offered:
+            return self._scopes_of(check_shared(auth, self.mode, self._matches, locality=caller.locality))
+        with self._limiter.reserve(caller.limiter_key) as attempt:
+            await trio.sleep(attempt.delay)
+            shared = check_shared(auth, self.mode, self._matches, locality=caller.locality)
+            if shared.method is None:
+                attempt.failed()
+            else:
+                attempt.succeeded()
+        if shared.method is None:
+            self._log.warning("refused a request", reason=shared.failure, peer=caller.address)
+        return self._scopes_of(shared)
+
+    def _scopes_of(self, shared: SharedAuth) -> frozenset[str]:
+        if shared.method is None:
+            raise unauthorized(shared.failure)
+        return frozenset(SCOPES)
+
+
+_decode_device = msgspec.json.Decoder(PairedDevice, dec_hook=lambda kind, value: kind(value)).decode
+_decode_pending = msgspec.json.Decoder(PendingPairing).decode
+_encode = msgspec.json.Encoder(enc_hook=lambda value: value.reveal()).encode
+
+
+def _decide_with_records(db: Db, facts: Facts, public_key: str) -> Admit | Refuse:
+    """Read the device's records, decide, and write what follows: one transaction, so that two connects cannot cross."""
+    assert facts.params.device is not None
+    device_id = facts.params.device.id
+    record, request = devices.device(db, device_id), devices.pending(db, device_id)
+    facts = msgspec.structs.replace(
+        facts,
+        public_key=public_key,
+        device=_decode_device(record) if record else None,
+        pending=_decode_pending(request) if request else None,
+    )
+    decision = decide(facts)
+    now = facts.now_ms
+    if isinstance(decision, Admit) and decision.device is not None:
+        devices.pair(db, device_id, _encode(decision.device).decode(), now)
+    elif isinstance(decision, Refuse) and decision.pending is not None:
+        asked = decision.pending
+        text = _encode(asked).decode()
+        devices.ask(db, asked.request_id, device_id, text, asked.ts, expired=now - PENDING_TTL_MS)
+    return decision

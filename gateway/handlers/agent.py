@@ -1,0 +1,168 @@
+"""`agent` (two responses under one id), `agent.wait`, `agent.identity.get`."""
+
+from typing import Any
+
+import trio
+
+from triops.gateway import wire
+from triops.gateway.errors import ErrorShape, WireError
+from triops.gateway.handlers import intake
+from triops.gateway.methods import ANSWERED, Call, method
+from triops.gateway.schema.chat import Agent, AgentIdentity, AgentWait
+from triops.gateway.scopes import ADMIN
+from triops.runtime.errors import NotFound
+from triops.runtime.runs.state import Accepted, RunState, Submission, Terminal
+from triops.runtime.sessions import DEFAULT_AGENT
+
+
+@method("agent", scope="operator.write")
+async def agent(call: Call, params: Agent) -> Any:
+    """Accept a turn, answer `accepted`, and answer again under the same id when it is over."""
+    runtime = call.services.runtime
+    if (params.model or params.provider) and ADMIN not in call.peer.scopes:
+        raise WireError("FORBIDDEN", "provider/model overrides are not authorized for this caller.")
+    spelled = params.session_key or f"agent:{params.agent_id or DEFAULT_AGENT}:main"
+    key = intake.session_key(call, spelled, params.agent_id)
+    model = params.model
+    if model is not None and params.provider is not None:
+        model = f"{params.provider}/{model}"
+    wanted = intake.submission(
+        call,
+        key=key,
+        spelled=spelled,
+        run_id=params.idempotency_key,
+        message=intake.user_message(call, params.message, (), params.idempotency_key),
+        source="agent",
+        deadline=params.timeout or None,
+        model=model,
+        extra_system=params.extra_system_prompt or "",
+        label=params.label,
+    )
+    if call.final:
+        return await intake.start_chat(call, wanted)
+
+    def acknowledge(accepted: Accepted) -> None:
+        if accepted.replay:
+            if accepted.terminal is None:
+                call.respond({"runId": accepted.run_id, "status": "in_flight"})
+            return
+        call.respond(
+            {
+                "runId": accepted.run_id,
+                "sessionKey": accepted.session_key,
+                "agentId": accepted.agent_id,
+                "status": "accepted",
+                "acceptedAt": accepted.accepted_at,
+            }
+        )
+
+    accepted = await runtime.runs.submit(wanted, acknowledge=None if call.subscriber is None else acknowledge)
+    if call.subscriber is None:  # plain HTTP has one answer: the ack
+        acknowledge_only = {"runId": accepted.run_id, "sessionKey": accepted.session_key, "agentId": accepted.agent_id}
+        return acknowledge_only | {"status": "accepted", "acceptedAt": accepted.accepted_at}
+    call.park()
+    terminal = accepted.terminal or await runtime.runs.wait(accepted.run_id)
+    call.respond(_result(wanted, accepted, terminal))
+    return ANSWERED
+
+
+def _result(wanted: Submission, accepted: Accepted, terminal: Terminal) -> Any:
+    """The second answer."""
+    status = intake.wait_status(terminal)
+    if status == "error":
+        return ErrorShape(
+            code="UNAVAILABLE",
+            message=terminal.error_message or "the run failed",
+            details={
+                "runId": accepted.run_id,
+                "status": "error",
+                "summary": "failed",
+                "errorKind": terminal.error_kind,
+            },
+        )
+    usage = terminal.message.usage if terminal.message is not None else None
+    meta: dict[str, Any] = {
+        "aborted": terminal.state is RunState.ABORTED,
+        "agentMeta": {
+            "sessionId": accepted.session_id,
+            "provider": terminal.provider,
+            "model": terminal.model,
+        },
+    }
+    if terminal.started_at is not None:
+        meta["durationMs"] = terminal.ended_at - terminal.started_at
+    if usage is not None:
+        meta["agentMeta"]["usage"] = {
+            "input": usage.input,
+            "output": usage.output,
+            "cacheRead": usage.cache_read,
+            "cacheWrite": usage.cache_write,
+            "total": usage.total_tokens,
+        }
+    payload: dict[str, Any] = {
+        "runId": accepted.run_id,
+        "status": status,
+        "summary": "aborted" if status == "timeout" else "completed",
+        "result": {
+            "payloads": [{"text": wire.shown_text(terminal), "mediaUrl": None}] if terminal.text else [],
+            "meta": meta,
+        },
+    }
+    if terminal.stop_reason is not None:
+        payload["stopReason"] = terminal.stop_reason
+    if terminal.merged_into is not None:
+        payload["mergedInto"] = terminal.merged_into
+    return payload
+
+
+@method("agent.wait", scope="operator.write")
+async def agent_wait(call: Call, params: AgentWait) -> dict[str, Any]:
+    """How a run ended; `timeout` when it has not within the window, `pending` when it has not even begun."""
+    runs = call.services.runtime.runs
+    call.park()
+    terminal: Terminal | None = None
+    with trio.move_on_after(params.timeout_ms / 1000):
+        try:
+            terminal = await runs.wait(params.run_id)
+        except NotFound:
+            await trio.sleep_forever()  # it may be submitted by somebody else within the window, and asked for again
+    if terminal is None:
+        run = runs.open_run(params.run_id)
+        if run is not None and run.state is RunState.QUEUED:
+            return {"runId": params.run_id, "status": "pending", "timeoutPhase": "queue", "providerStarted": False}
+        return {"runId": params.run_id, "status": "timeout"}
+    payload: dict[str, Any] = {"runId": params.run_id, "status": intake.wait_status(terminal)}
+    for name, value in (
+        ("startedAt", terminal.started_at),
+        ("endedAt", terminal.ended_at),
+        ("error", terminal.error_message),
+        ("stopReason", terminal.stop_reason),
+        ("mergedInto", terminal.merged_into),
+    ):
+        if value is not None:
+            payload[name] = value
+    stored = await runs.find(params.run_id)
+    if stored is not None and terminal.state is RunState.FINAL:
+        payload |= wire.receipt_of(params.run_id, stored.session.session_id, terminal)
+    return payload
+
+
+@method("agent.identity.get", scope="operator.read")
+async def agent_identity(call: Call, params: AgentIdentity) -> dict[str, Any]:
+    """The assistant's name and face."""
+    agents = call.services.runtime.agents
+    agent_id = params.agent_id or DEFAULT_AGENT
+    if params.session_key:
+        agent_id = intake.session_key(call, params.session_key, params.agent_id).split(":", 2)[1]
+    profile = agents.get(agent_id)
+    if profile is None:
+        raise WireError("INVALID_REQUEST", intake.AGENT_MISSING.format(agent_id), details={"code": "UNKNOWN_AGENT_ID"})
+    identity: dict[str, Any] = {
+        "agentId": agent_id,
+        "name": profile.name,
+        "nameSource": profile.name_source,
+        "avatar": profile.avatar or profile.name[:1].upper(),
+    }
+    if profile.emoji:
+        identity["emoji"] = profile.emoji
+    return identity

@@ -1,0 +1,218 @@
+"""What the gateway says of itself: health, status, presence, logs, configuration."""
+
+import os
+import sys
+from typing import Annotated, Any, Literal
+
+import msgspec
+import trio
+
+from triops.gateway.handlers import intake
+from triops.gateway.methods import Call, NoParams, method
+from triops.gateway.rows import session_defaults
+from triops.gateway.schema.chat import Str1, Uint
+from triops.gateway.scopes import ADMIN
+from triops.gateway.services import Services
+from triops.runtime.store import sessions as stored
+from triops.runtime.store.sessions import SessionFilter
+
+
+class Health(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    probe: bool = False
+
+
+class StatusParams(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+    include_channel_summary: bool = False
+    include_cli_projection: bool = False
+
+
+class ChannelsStatus(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+    probe: bool = False
+    timeout_ms: Uint | None = None
+    channel: str | None = None
+
+
+class LogsTail(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+    cursor: Uint | None = None
+    limit: Annotated[int, msgspec.Meta(ge=1, le=5000)] = 500
+    max_bytes: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 250_000
+
+
+class Wake(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+    mode: Literal["now", "next-heartbeat"]
+    text: Str1
+    session_key: Str1 | None = None
+    agent_id: Str1 | None = None
+
+
+async def _recent(services: Services) -> tuple[list[dict[str, Any]], int]:
+    runtime = services.runtime
+    now = runtime.clock()
+    rows, total = await runtime.store.read(lambda db: stored.listing(db, SessionFilter(limit=5)))
+    return [{"key": row.key, "updatedAt": row.updated_at, "age": now - row.updated_at} for row in rows], total
+
+
+async def health_summary(services: Services) -> dict[str, Any]:
+    """The `health` snapshot, as the method, `hello-ok` and the event carry it."""
+    runtime = services.runtime
+    start = trio.current_time()
+    recent, total = await _recent(services)
+    every_ms = runtime.heartbeat.every_ms
+    sessions = {"path": str(runtime.paths.database), "count": total, "recent": recent}
+    return {
+        "ok": True,
+        "ts": runtime.clock(),
+        "durationMs": round((trio.current_time() - start) * 1000),
+        "channels": {},
+        "channelOrder": [],
+        "channelLabels": {},
+        "heartbeatSeconds": every_ms // 1000,
+        "defaultAgentId": "main",
+        "agents": [
+            {
+                "agentId": agent_id,
+                "name": profile.name,
+                "isDefault": agent_id == "main",
+                "heartbeat": {"enabled": every_ms > 0, "everyMs": every_ms, "target": "none"},
+                "sessions": sessions,
+            }
+            for agent_id, profile in runtime.agents.items()
+        ],
+        "sessions": sessions,
+        "modelRuntime": {"providers": msgspec.to_builtins(runtime.catalog.states())},
+    }
+
+
+def statistics(services: Services) -> dict[str, Any]:
+    """How full everything that queues is."""
+    runtime = services.runtime
+    return {
+        "runs": msgspec.to_builtins(runtime.runs.statistics()),
+        "cron": msgspec.to_builtins(runtime.cron.statistics()),
+        "warmup": msgspec.to_builtins(runtime.warmup.statistics()),
+        "bus": msgspec.to_builtins(runtime.bus.statistics()),
+        "store": msgspec.to_builtins(runtime.store.statistics()),
+        "connections": [
+            {"id": connection.id, **msgspec.to_builtins(connection.outbox.statistics())}
+            for connection in services.fanout.connections()
+        ],
+    }
+
+
+@method("health", scope=None)
+async def health(call: Call, params: Health) -> dict[str, Any]:
+    return await health_summary(call.services)
+
+
+@method("status", scope="operator.read")
+async def status(call: Call, params: StatusParams) -> dict[str, Any]:
+    """The whole picture: version, uptime, models and their warm-up, runs, sessions, clients, cron, statistics."""
+    services = call.services
+    runtime = services.runtime
+    recent, total = await _recent(services)
+    cron = await runtime.cron.status()
+    figures = statistics(services)
+    return {
+        "ok": True,
+        "runtimeVersion": services.version,
+        "pid": os.getpid(),
+        "python": sys.version.split()[0],
+        "ts": runtime.clock(),
+        "uptimeMs": services.uptime_ms,
+        "listening": services.listening,
+        "models": {
+            "default": runtime.catalog.default,
+            "why": runtime.catalog.default_why,
+            "providers": msgspec.to_builtins(runtime.catalog.states()),
+        },
+        "modelRuntime": {"providers": msgspec.to_builtins(runtime.catalog.states())},
+        "runs": figures["runs"]["runs"],
+        "sessions": {
+            "paths": [str(runtime.paths.database)],
+            "count": total,
+            "defaults": session_defaults(runtime),
+            "recent": recent,
+        },
+        "clients": {"connected": len(services.fanout.connections())},
+        "cron": cron,
+        "heartbeat": {
+            "defaultAgentId": "main",
+            "agents": [
+                {
+                    "agentId": "main",
+                    "enabled": runtime.heartbeat.every_ms > 0,
+                    "everyMs": runtime.heartbeat.every_ms,
+                }
+            ],
+        },
+        "channelSummary": [],
+        "queuedSystemEvents": [],
+        "statistics": figures,
+    }
+
+
+@method("channels.status", scope="operator.read")
+async def channels_status(call: Call, params: ChannelsStatus) -> dict[str, Any]:
+    """The web chat, which is always there; no other channel exists here."""
+    return {
+        "ts": call.services.runtime.clock(),
+        "channelOrder": ["webchat"],
+        "channelLabels": {"webchat": "Web chat"},
+        "channelDetailLabels": {"webchat": "Web chat"},
+        "channelSystemImages": {},
+        "channelMeta": [{"id": "webchat", "label": "Web chat", "detailLabel": "Web chat"}],
+        "channels": {"webchat": {"configured": True, "running": True, "connected": True}},
+        "channelAccounts": {"webchat": []},
+        "channelDefaultAccountId": {},
+        "statusIssues": [],
+    }
+
+
+@method("config.get", scope="operator.read")
+async def config_get(call: Call, params: NoParams) -> dict[str, Any]:
+    """The configuration with every secret replaced; paths only for administrators."""
+    runtime = call.services.runtime
+    loaded = runtime.loaded
+    shown = runtime.redacted_config()
+    return {
+        "path": str(runtime.paths.config) if ADMIN in call.peer.scopes else runtime.paths.config.name,
+        "exists": loaded.exists,
+        "raw": runtime.redacted_raw(),
+        "parsed": shown,
+        "valid": True,
+        "config": shown,
+        "sourceConfig": shown,
+        "runtimeConfig": shown,
+        "resolved": shown,
+        "issues": [],
+        "warnings": [{"path": notice.path, "message": notice.message} for notice in loaded.warnings],
+        "hash": loaded.hash,
+        "configRevisionHash": loaded.hash,
+    }
+
+
+@method("system-presence", scope="operator.read")
+async def system_presence(call: Call, params: NoParams) -> Any:
+    return call.services.presence.entries()
+
+
+@method("last-heartbeat", scope="operator.read")
+async def last_heartbeat(call: Call, params: NoParams) -> dict[str, Any] | None:
+    return await call.services.runtime.heartbeat.last()
+
+
+@method("wake", scope="operator.write")
+async def wake(call: Call, params: Wake) -> dict[str, Any]:
+    """Tell a session something, and with mode `now` have it answer."""
+    key = intake.session_key(call, params.session_key or "main", params.agent_id)
+    await call.services.runtime.heartbeat.wake(params.text, params.mode, key)
+    return {"ok": True}
+
+
+@method("logs.tail", scope="operator.read")
+async def logs_tail(call: Call, params: LogsTail) -> Any:
+    """The last lines of the log, or those since `cursor`."""
+    file = call.services.runtime.log_file
+    return await trio.to_thread.run_sync(
+        lambda: file.tail(params.cursor, limit=params.limit, max_bytes=params.max_bytes)
+    )

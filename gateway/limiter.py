@@ -1,0 +1,126 @@
+"""How often a peer may guess a secret wrong (design: Limits). Knows no sockets and never waits; the clock is given.
+
+An attempt is reserved before the first await, and until it is settled it uses up one of the peer's tries: guesses
+made at the same time are not each the first one.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from math import inf
+from types import TracebackType
+
+import msgspec
+
+from triops.gateway.auth import rate_limited
+
+LIMIT = 10
+WINDOW = 60.0  # seconds
+LOCKOUT = 300.0  # seconds
+FIRST_DELAY, MAX_DELAY = 0.25, 5.0  # seconds
+BUSY_RETRY = 1.0  # seconds, for a peer whose tries are all under way
+MAX_KEYS = 10_000  # past it the longest unused is forgotten; the limit over all peers still holds
+_REMEMBERED = LIMIT + 5  # failures: as many as the delay still grows with
+
+
+class Peer(msgspec.Struct, frozen=True):
+    """Whom failures are counted for."""
+
+    key: str
+    exempt: bool
+    """Delayed, but never locked out."""
+
+
+def peer_key(address: str, *, loopback: bool, origin: str | None) -> Peer:
+    """The peer at `address` (normalised). A web page on this machine is its own peer: it must neither hide among the
+    user's programs nor shut them out."""
+    if loopback and origin is not None:
+        return Peer(f"browser-origin:{origin.lower()}", exempt=False)
+    return Peer(address, exempt=loopback)
+
+
+class _Record:
+    def __init__(self) -> None:
+        self.failures: deque[float] = deque(maxlen=_REMEMBERED)
+        self.reserved = 0
+        self.locked_until = -inf
+
+    def count(self, now: float) -> int:
+        """Failures within the window."""
+        while self.failures and self.failures[0] <= now - WINDOW:
+            self.failures.popleft()
+        return len(self.failures)
+
+
+class Attempt:
+    """One look at a secret: wait `delay` seconds, compare, settle. Left without being settled (the client is gone, the
+    task was cancelled) it counts for nothing, for nothing was learnt."""
+
+    def __init__(self, limiter: "AuthLimiter", peer: Peer, records: tuple[_Record, ...], delay: float) -> None:
+        self._limiter = limiter
+        self._peer = peer
+        self._reserved = records
+        self.delay = delay
+        for record in records:
+            record.reserved += 1
+
+    def __enter__(self) -> "Attempt":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._release()
+
+    def succeeded(self) -> None:
+        """The secret was right; settle at once, before anything else is awaited."""
+        self._release()
+        self._limiter.forgive(self._peer)
+
+    def failed(self) -> None:
+        """The secret was wrong."""
+        now = self._limiter.clock()
+        for record in self._reserved:
+            record.failures.append(now)
+            if record.count(now) >= LIMIT:
+                record.locked_until = now + LOCKOUT
+        self._release()
+
+    def _release(self) -> None:
+        for record in self._reserved:
+            record.reserved -= 1
+        self._reserved = ()
+
+
+class AuthLimiter:
+    """Failures per peer and over all peers: past `LIMIT` in a `WINDOW` attempts are delayed, longer each time, and a
+    peer that is not exempt is locked out. `clock` gives seconds and never runs back."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self._all = _Record()
+        self._peers: OrderedDict[str, _Record] = OrderedDict()
+
+    def reserve(self, peer: Peer) -> Attempt:
+        """Reserve one attempt; sync. Use it in a `with` block.
+
+        Raises:
+            WireError: the peer is locked out; with `retryAfterMs`.
+        """
+        now = self.clock()
+        record = self._peers.setdefault(peer.key, _Record())
+        self._peers.move_to_end(peer.key)
+        if len(self._peers) > MAX_KEYS:
+            self._peers.popitem(last=False)
+        failures = record.count(now)
+        if not peer.exempt and (now < record.locked_until or failures + record.reserved >= LIMIT):
+            raise rate_limited(max(record.locked_until - now, BUSY_RETRY))
+        return Attempt(self, peer, (record, self._all), _delay(max(failures, self._all.count(now))))
+
+    def forgive(self, peer: Peer) -> None:
+        """Forget the peer's own failures: it knows the secret."""
+        if record := self._peers.get(peer.key):
+            record.failures.clear()
+
+
+def _delay(failures: int) -> float:
+    return 0.0 if failures < LIMIT else min(FIRST_DELAY * 2.0 ** (failures - LIMIT), MAX_DELAY)

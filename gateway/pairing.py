@@ -1,0 +1,396 @@
+"""Whether a connect is let in, and with which scopes (protocol §5.4, §5.7, §6.2–6.4): one pure decision.
+
+The caller has already refused a wrong `Host`, a `proxied` peer, a wrong `Origin` (`check_origin`) and a device's wrong
+proof (`verify_proof`), in this order, and reads the device's records. It writes what the decision says, in the
+transaction that read them. Scopes come from credentials and approvals, never from what a client says of itself.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+
+from triops.gateway.auth import FailureReason, SharedAuth, unauthorized
+from triops.gateway.devices import normalise_metadata
+from triops.gateway.errors import WireError
+from triops.gateway.locality import Locality
+from triops.gateway.schema.connect import AuthMethod, ClientInfo, ConnectParams
+from triops.gateway.scopes import covers, limited, operator_scopes
+from triops.runtime.secrets import Secret
+
+PENDING_TTL_MS = 300_000
+"""How long a pairing request waits after its last refresh."""
+
+Reason = Literal["not-paired", "metadata-upgrade", "role-upgrade", "scope-upgrade"]
+
+_NATIVE_APPS = frozenset(("openclaw-macos", "openclaw-linux", "openclaw-ios", "openclaw-watchos", "openclaw-android"))
+
+
+class DeviceToken(msgspec.Struct, frozen=True, kw_only=True):
+    """A device's own secret for one role."""
+
+    token: Secret
+    role: str
+    scopes: tuple[str, ...]
+    created_at_ms: int
+    rotated_at_ms: int | None = None
+    revoked_at_ms: int | None = None
+    issuer: str | None = None
+    """Generation of the shared secret that a browser's token is bound to: it ends with that secret."""
+
+    @property
+    def issued_at_ms(self) -> int:
+        return self.rotated_at_ms or self.created_at_ms
+
+
+class PairedDevice(msgspec.Struct, frozen=True, kw_only=True):
+    """A device that was approved (§6.6)."""
+
+    device_id: str
+    public_key: str
+    client_id: str
+    client_mode: str
+    platform: str
+    device_family: str | None = None
+    display_name: str | None = None
+    roles: tuple[str, ...]
+    scopes: tuple[str, ...]
+    """The approved ones: no token and no connection goes beyond them, save the local backend's shared secret."""
+    tokens: tuple[DeviceToken, ...] = ()
+    """At most one a role."""
+    remote_ip: str | None = None
+    approved_via: Literal["owner", "silent"]
+    created_at_ms: int
+    approved_at_ms: int
+    last_seen_at_ms: int | None = None
+
+    def token_for(self, role: str) -> DeviceToken | None:
+        return next((token for token in self.tokens if token.role == role), None)
+
+
+class PendingPairing(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """A request that waits for somebody's approval (§6.5); one a device. Also the payload of its event."""
+
+    request_id: str
+    device_id: str
+    public_key: str
+    display_name: str | None = None
+    platform: str
+    device_family: str | None = None
+    client_id: str
+    client_mode: str
+    role: str
+    roles: tuple[str, ...]
+    scopes: tuple[str, ...]
+    remote_ip: str | None = None
+    silent: bool = msgspec.field(default_factory=bool)  # a factory: `omit_defaults` leaves out plain defaults
+    is_repair: bool = msgspec.field(default_factory=bool)
+    ts: int
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that is known of a connect."""
+
+    params: ConnectParams
+    locality: Locality
+    address: str
+    """The peer's, normalised."""
+    has_origin: bool
+    shared: SharedAuth
+    public_key: str | None = None
+    """As `verify_proof` gave it."""
+    device: PairedDevice | None = None
+    pending: PendingPairing | None = None
+    """The records of `params.device`."""
+    scope_cap: tuple[str, ...] | None = None
+    """From the request's `x-openclaw-scopes` header."""
+    auto_approve_local: bool = True
+    """`gateway.nodes.pairing.autoApproveLocal`."""
+    secret_generation: str = ""
+    now_ms: int
+    new_token: Secret
+    """43 fresh characters, for a token that may have to be issued."""
+    new_request_id: str
+
+
+class Admit(msgspec.Struct, frozen=True, kw_only=True):
+    """Let in. `device` is to be stored and ends the device's pending request; `token` goes into `hello-ok`."""
+
+    method: AuthMethod
+    role: str
+    scopes: tuple[str, ...]
+    device: PairedDevice | None = None
+    token: DeviceToken | None = None
+
+
+class Refuse(msgspec.Struct, frozen=True, kw_only=True):
+    """Not let in: send `error`, close with 1008 and `close_reason`. `pending` is to be stored; it is new if it has the
+    fresh id. `wrong_secret` says that a secret was guessed wrong, which the limiter counts."""
+
+    error: WireError
+    close_reason: str
+    pending: PendingPairing | None = None
+    wrong_secret: bool = False
+
+
+def is_local_backend(
+    *, client_id: str, client_mode: str, locality: Locality, has_origin: bool, method: AuthMethod | None
+) -> bool:
+    """Whether this is the gateway's own backend on this machine (§6.3), which needs no pairing.
+
+    All four must hold: it calls itself so, its socket is loopback and no header says that it speaks for another, it
+    is no web page, and it proved itself.
+    """
+    return (
+        (client_id == "gateway-client" and client_mode == "backend")
+        and locality == "direct_local"
+        and not has_origin
+        and method in ("none", "token", "password", "device-token")
+    )
+
+
+def decide(facts: Facts) -> Admit | Refuse:
+    """Decide on an operator's connect."""
+    decision = _without_device(facts) if facts.params.device is None else _with_device(facts)
+    if isinstance(decision, Admit) and facts.scope_cap is not None:
+        return msgspec.structs.replace(decision, scopes=limited(decision.scopes, facts.scope_cap))
+    return decision
+
+
+def _without_device(facts: Facts) -> Admit | Refuse:
+    client, method = facts.params.client, facts.shared.method
+    backend = _backend(facts, method)
+    if not backend and _is_control_ui(client):
+        message = "control ui requires device identity (use HTTPS or localhost secure context)"
+        details = {"code": "CONTROL_UI_DEVICE_IDENTITY_REQUIRED"}
+        return _refuse(WireError("INVALID_REQUEST", message, details=details))
+    if method is None:
+        if facts.shared.offered:
+            return _unauthorized(facts, facts.shared.failure)
+        details = {"code": "DEVICE_IDENTITY_REQUIRED"}
+        return _refuse(WireError("NOT_PAIRED", "device identity required", details=details))
+    cli = client.id == "cli" and client.mode == "cli" and facts.locality == "direct_local" and not facts.has_origin
+    keeps = backend or cli or method == "none"
+    return Admit(method=method, role="operator", scopes=operator_scopes(facts.params.scopes) if keeps else ())
+
+
+def _with_device(facts: Facts) -> Admit | Refuse:
+    requested, device = operator_scopes(facts.params.scopes), facts.device
+    if device is not None and device.public_key != facts.public_key:
+        device = None
+    method, limit = facts.shared.method, requested
+    if method is None:
+        found = _by_device_token(facts, device)
+        if isinstance(found, Refuse):
+            return found
+        method, limit = "device-token", found
+    allowed = limited(requested, limit)
+    backend = _backend(facts, method)
+    if requested and not allowed if backend else allowed != requested:
+        return _unauthorized(facts, "scope_mismatch")
+    if backend or (method == "none" and _is_control_ui(facts.params.client)):
+        seen = device and msgspec.structs.replace(device, last_seen_at_ms=facts.now_ms)
+        return Admit(method=method, role="operator", scopes=allowed, device=seen, token=_live_token(facts, device))
+    return _paired(facts, device, method, requested)
+
+
+def _by_device_token(facts: Facts, device: PairedDevice | None) -> tuple[str, ...] | Refuse:
+    """The scopes that the offered device token stands for."""
+    auth = facts.params.auth
+    candidate = auth.device_token or auth.token
+    token = _live_token(facts, device)
+    if candidate and token is not None and token.token.matches(candidate):
+        return token.scopes
+    if auth.device_token:
+        return _unauthorized(facts, "device_token_mismatch")
+    if auth.bootstrap_token and not facts.shared.offered:
+        return _unauthorized(facts, "bootstrap_token_invalid")
+    return _unauthorized(facts, facts.shared.failure)
+
+
+def _live_token(facts: Facts, device: PairedDevice | None) -> DeviceToken | None:
+    """The device's token if it still opens anything: not revoked, within what is approved, of the present secret."""
+    token = device and device.token_for("operator")
+    if device is None or token is None or token.revoked_at_ms is not None:
+        return None
+    bound = token.issuer is not None and token.issuer != facts.secret_generation
+    return token if covers(device.scopes, token.scopes) and not bound else None
+
+
+def _paired(
+    facts: Facts, device: PairedDevice | None, method: AuthMethod, requested: tuple[str, ...]
+) -> Admit | Refuse:
+    for reason in _reasons(facts.params.client, device, requested):
+        if not _silently(facts, reason, method):
+            return _held(facts, device, reason, requested)
+    approved = _approve(facts, device, requested)
+    token = _token(facts, approved, method, requested)
+    others = tuple(other for other in approved.tokens if other.role != "operator")
+    approved = msgspec.structs.replace(approved, tokens=(*others, token))
+    return Admit(method=method, role="operator", scopes=requested, device=approved, token=token)
+
+
+def _reasons(client: ClientInfo, device: PairedDevice | None, requested: tuple[str, ...]) -> list[Reason]:
+    """What somebody must approve before the device may connect like this."""
+    if device is None:
+        return ["not-paired"]
+    reasons: list[Reason] = []
+    pinned = ((device.platform, client.platform), (device.device_family, client.device_family))
+    if any(known and normalise_metadata(known) != normalise_metadata(told) for known, told in pinned):
+        reasons.append("metadata-upgrade")
+    if "operator" not in device.roles:
+        reasons.append("role-upgrade")
+    if not covers(device.scopes, requested):
+        reasons.append("scope-upgrade")
+    return reasons
+
+
+def _silently(facts: Facts, reason: Reason, method: AuthMethod) -> bool:
+    """Whether being on this machine is approval enough (§6.4)."""
+    client = facts.params.client
+    if facts.locality != "direct_local" or (facts.has_origin and not _is_web(client)):
+        return False
+    if reason == "metadata-upgrade":
+        page = facts.has_origin or _is_web(client) or _is_control_ui(client)
+        native = client.id in _NATIVE_APPS and client.mode == "ui"
+        return not page and (native or method != "device-token")
+    return facts.auto_approve_local and (reason != "scope-upgrade" or method != "device-token")
+
+
+def _approve(facts: Facts, device: PairedDevice | None, requested: tuple[str, ...]) -> PairedDevice:
+    """The record that lets this connect in: the stored one, grown by what was just approved silently."""
+    client, proof = facts.params.client, facts.params.device
+    assert proof is not None and facts.public_key is not None
+    if device is not None and not _reasons(client, device, requested):
+        return msgspec.structs.replace(device, last_seen_at_ms=facts.now_ms, remote_ip=facts.address)
+    return PairedDevice(
+        device_id=proof.id,
+        public_key=facts.public_key,
+        client_id=client.id,
+        client_mode=client.mode,
+        platform=client.platform,
+        device_family=client.device_family,
+        display_name=client.display_name or (device and device.display_name),
+        roles=_union(device.roles if device else (), ("operator",)),
+        scopes=_union(device.scopes if device else (), requested),
+        tokens=device.tokens if device else (),
+        remote_ip=facts.address,
+        approved_via="silent",
+        created_at_ms=device.created_at_ms if device else facts.now_ms,
+        approved_at_ms=facts.now_ms,
+        last_seen_at_ms=facts.now_ms,
+    )
+
+
+def _token(facts: Facts, device: PairedDevice, method: AuthMethod, requested: tuple[str, ...]) -> DeviceToken:
+    """The stored token if it still serves this connect, else a new one in its place (§5.7)."""
+    live, old = _live_token(facts, device), device.token_for("operator")
+    web = _is_web(facts.params.client)
+    issuer = facts.secret_generation if web and method in ("token", "password") else None
+    if live is not None and covers(live.scopes, requested) and (method == "device-token" or live.issuer == issuer):
+        return live
+    return DeviceToken(
+        token=facts.new_token,
+        role="operator",
+        # What the last one could, so that two programs with one identity do not take turns in rotating it.
+        scopes=tuple(sorted(_union(live.scopes if live else (), requested))),
+        created_at_ms=old.created_at_ms if old else facts.now_ms,
+        rotated_at_ms=facts.now_ms if old else None,
+        issuer=issuer,
+    )
+
+
+_REQUIREMENTS: dict[Reason, tuple[str, str]] = {
+    "not-paired": ("device is not approved yet", "Approve this device from the pending pairing requests."),
+    "role-upgrade": (
+        "device is asking for a higher role than currently approved",
+        "Review the requested role, then approve the pending upgrade.",
+    ),
+    "scope-upgrade": (
+        "device is asking for more scopes than currently approved",
+        "Review the requested scopes, then approve the pending upgrade.",
+    ),
+    "metadata-upgrade": (
+        "device identity changed and must be re-approved",
+        "Review the changed device details, then approve the pending request.",
+    ),
+}
+
+
+def _held(facts: Facts, device: PairedDevice | None, reason: Reason, requested: tuple[str, ...]) -> Refuse:
+    pending = _pending(facts, device, requested)
+    requirement, hint = _REQUIREMENTS[reason]
+    message = f"pairing required: {requirement}"
+    details: dict[str, Any] = {
+        "code": "PAIRING_REQUIRED",
+        "reason": reason,
+        "requestId": pending.request_id,
+        "remediationHint": hint,
+    }
+    if _is_control_ui(facts.params.client):
+        details |= {"recommendedNextStep": "wait_then_retry", "retryable": True, "pauseReconnect": False}
+    details |= {"deviceId": pending.device_id, "requestedRole": "operator", "requestedScopes": list(requested)}
+    if device is not None:
+        details |= {"approvedRoles": list(device.roles), "approvedScopes": list(device.scopes)}
+    return Refuse(
+        error=WireError("NOT_PAIRED", message, details=details),
+        close_reason=f"{message} (requestId: {pending.request_id})",
+        pending=pending,
+    )
+
+
+def _pending(facts: Facts, device: PairedDevice | None, requested: tuple[str, ...]) -> PendingPairing:
+    """The device's live request if it covers this one, refreshed; else a new one in its place."""
+    client, proof, live = facts.params.client, facts.params.device, facts.pending
+    assert proof is not None and facts.public_key is not None
+    fresh = live is not None and facts.now_ms < live.ts + PENDING_TTL_MS
+    if live is not None and fresh and live.public_key == facts.public_key and covers(live.scopes, requested):
+        return msgspec.structs.replace(live, ts=facts.now_ms)
+    return PendingPairing(
+        request_id=facts.new_request_id,
+        device_id=proof.id,
+        public_key=facts.public_key,
+        display_name=client.display_name,
+        platform=client.platform,
+        device_family=client.device_family,
+        client_id=client.id,
+        client_mode=client.mode,
+        role="operator",
+        roles=("operator",),
+        scopes=requested,
+        remote_ip=facts.address,
+        is_repair=device is not None,
+        ts=facts.now_ms,
+    )
+
+
+def _backend(facts: Facts, method: AuthMethod | None) -> bool:
+    client = facts.params.client
+    return is_local_backend(
+        client_id=client.id,
+        client_mode=client.mode,
+        locality=facts.locality,
+        has_origin=facts.has_origin,
+        method=method,
+    )
+
+
+def _is_control_ui(client: ClientInfo) -> bool:
+    return client.id in ("openclaw-control-ui", "openclaw-tui")
+
+
+def _is_web(client: ClientInfo) -> bool:
+    return client.id in ("openclaw-control-ui", "webchat-ui") or client.mode == "webchat"
+
+
+def _unauthorized(facts: Facts, reason: FailureReason) -> Refuse:
+    # A secret that was right for less than was asked is no guess.
+    offered = facts.shared.offered or bool(facts.params.auth.device_token or facts.params.auth.bootstrap_token)
+    return _refuse(unauthorized(reason, facts.params), wrong_secret=offered and reason != "scope_mismatch")
+
+
+def _refuse(error: WireError, *, wrong_secret: bool = False) -> Refuse:
+    return Refuse(error=error, close_reason=str(error), wrong_secret=wrong_secret)
+
+
+def _union(scopes: tuple[str, ...], more: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*scopes, *more)))

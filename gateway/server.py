@@ -1,0 +1,181 @@
+"""The listeners: one port for HTTP and WebSocket, split after the request head. Knows no methods.
+
+`open_gateway` is a context: inside it the port is open. Leaving it stops the intake, tells clients (`shutdown`), lets
+the runtime drain while finals still reach them, and closes them with 1012.
+"""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from uuid import uuid4
+
+import trio
+
+from triops.gateway import handlers
+from triops.gateway.connection import Connection, serve_websocket
+from triops.gateway.door import Caller, Door, caller_of
+from triops.gateway.errors import WireError, error_shape, http_status
+from triops.gateway.handlers.system import health_summary
+from triops.gateway.hello import TICK_MS
+from triops.gateway.http.exchange import HttpRequest, refuse, serve_http
+from triops.gateway.http.head import HeadError, read_head
+from triops.gateway.http.routes import Routes
+from triops.gateway.locality import normalise_address
+from triops.gateway.services import Services
+from triops.gateway.transport import Broken, Transport
+from triops.runtime.boundaries import contain
+from triops.runtime.compose import Runtime
+
+HEALTH_EVERY = 60.0  # seconds
+UNAUTHENTICATED_PER_ADDRESS = 32  # sockets that have not said hello; past it 503
+BACKLOG = 1024  # a burst of connects waits in the kernel, and is answered 503 rather than reset
+GRACE = 10.0  # seconds that runs may take to finish when the gateway stops
+CLOSE_GRACE = 2.0  # seconds for the goodbyes
+
+assert handlers  # importing it fills the table of methods
+
+
+class Gateway:
+    """An open gateway; see `open_gateway`."""
+
+    def __init__(self, services: Services, door: Door) -> None:
+        self.services = services
+        self.door = door
+        self.url = ""
+        self._connections: set[Connection] = set()
+        self._stopping = False
+
+    async def serve_stream(self, stream: trio.SocketStream) -> None:
+        """One accepted socket, to its end: the connection boundary."""
+        try:
+            address = normalise_address(stream.socket.getpeername()[0])
+        except OSError:
+            await trio.aclose_forcefully(stream)
+            return
+        await self.serve_client(stream, address)
+
+    async def serve_client(self, stream: trio.abc.HalfCloseableStream, address: str) -> None:
+        """One client over any stream, as if its socket's peer were `address`."""
+        transport = Transport(stream)
+        with contain(self.services.log, "a connection failed by our own fault"):
+            try:
+                await self._serve(transport, address)
+            except Broken:
+                pass  # it left
+        await trio.aclose_forcefully(transport)
+
+    async def _serve(self, transport: Transport, address: str) -> None:
+        try:
+            head = await read_head(transport)
+        except HeadError as error:
+            if error.status:
+                await refuse(transport, error.status, str(error))
+            return
+        caller = caller_of(address, head.headers)
+        if not head.is_websocket:
+            await serve_http(transport, Routes(self.services, self.door, lambda r: self._caller(address, r)).answer)
+            return
+        try:
+            self.door.check_head(caller)
+        except WireError as error:
+            await refuse(transport, http_status(error_shape(error, log_id="")), str(error))
+            return
+        if self._stopping:
+            await refuse(transport, 503, "the gateway is stopping")
+            return
+        await self._upgrade(transport, caller)
+
+    def _caller(self, address: str, request: HttpRequest) -> Caller:
+        return caller_of(address, request.headers)
+
+    async def _upgrade(self, transport: Transport, caller: Caller) -> None:
+        waiting = sum(connection.unknown and connection.actor == caller.address for connection in self._connections)
+        if waiting >= UNAUTHENTICATED_PER_ADDRESS:
+            await refuse(transport, 503, "Too many unauthenticated sockets")
+            return
+        connection: Connection | None = None
+
+        def opened(made: Connection) -> None:
+            nonlocal connection
+            connection = made
+            self._connections.add(made)
+
+        try:
+            await serve_websocket(transport, caller, self.services, self.door, opened=opened)
+        finally:
+            if connection is not None:
+                self._connections.discard(connection)
+                connection.closed.set()
+
+    async def tick(self) -> None:
+        """Tell every client that the connection lives, until cancelled."""
+        while True:
+            await trio.sleep(TICK_MS / 1000)
+            self.services.fanout.broadcast("tick", {"ts": self.services.runtime.clock()})
+
+    async def tell_health(self) -> None:
+        """Send the health snapshot now and then, until cancelled."""
+        while True:
+            await trio.sleep(HEALTH_EVERY)
+            with contain(self.services.log, "the health snapshot failed"):
+                self.services.health_version += 1
+                summary = await health_summary(self.services)
+                self.services.fanout.broadcast("health", summary, state_version=self.services.state_version())
+
+    async def stop(self, *, grace: float) -> None:
+        """Accept no runs, let those that run finish while their finals are still sent, then say goodbye."""
+        self._stopping = True
+        self.services.fanout.broadcast("shutdown", {"reason": "gateway stopping"})
+        await self.services.runtime.runs.drain(grace)
+        for connection in self._connections:
+            connection.close(1012, "service restart")
+        with trio.move_on_after(CLOSE_GRACE):
+            while self._connections:
+                await next(iter(self._connections)).closed.wait()
+
+
+@asynccontextmanager
+async def open_gateway(
+    runtime: Runtime, *, host: str, port: int, version: str, grace: float = GRACE
+) -> AsyncGenerator[Gateway]:
+    """Open the port; inside the block clients are served.
+
+    Raises:
+        OSError: the port cannot be had.
+    """
+    gateway_config = runtime.config.gateway
+    services = Services(runtime, version=version, boot_id=str(uuid4()))
+    door = Door(
+        mode=gateway_config.auth.mode,
+        secret=runtime.gateway_secret,
+        allowed_origins=gateway_config.control_ui.allowed_origins,
+        bind_host=host,
+        store=runtime.store,
+        clock=runtime.clock,
+        log=services.log,
+    )
+    gateway = Gateway(services, door)
+    listeners = await trio.open_tcp_listeners(port, host=host, backlog=BACKLOG)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(services.fanout.run, name="fan-out")
+        async with trio.open_nursery() as connections:
+            real_port: int = listeners[0].socket.getsockname()[1]
+            door.port = real_port
+            shown = f"[{host}]" if ":" in host else "127.0.0.1" if host == "0.0.0.0" else host
+            gateway.url = f"http://{shown}:{real_port}"
+            services.listening.append(f"{shown}:{real_port}")
+            async with trio.open_nursery() as accept:
+                accept.start_soon(_accept, gateway, listeners, connections, name="accept")
+                nursery.start_soon(gateway.tick, name="tick")
+                nursery.start_soon(gateway.tell_health, name="health")
+                try:
+                    yield gateway
+                finally:
+                    accept.cancel_scope.cancel(reason="the gateway stops")
+                    with trio.move_on_after(grace + CLOSE_GRACE + 15, shield=True):
+                        await gateway.stop(grace=grace)
+                    connections.cancel_scope.cancel(reason="the gateway stops")
+                    nursery.cancel_scope.cancel(reason="the gateway stops")
+
+
+async def _accept(gateway: Gateway, listeners: list[trio.SocketListener], connections: trio.Nursery) -> None:
+    await trio.serve_listeners(gateway.serve_stream, listeners, handler_nursery=connections)

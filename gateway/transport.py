@@ -1,0 +1,69 @@
+"""One client's byte stream, shared by the HTTP and the WebSocket side: what was read too early is given back, writes
+never mix, and the socket is really closed."""
+
+import trio
+
+WRITE_DEADLINE = 10.0  # seconds for one write; past it the peer is given up and its connection dropped
+
+
+class Transport(trio.abc.HalfCloseableStream):
+    """A socket with push-back, a lock around whole writes, and a cap on what an unknown peer may send.
+
+    trio-websocket sends each frame by one `send_all`; ready-made frames go through the same lock, so that both
+    interleave frame by frame. A write that is cancelled or late may have sent half a frame: the stream is closed then.
+    """
+
+    def __init__(self, stream: trio.abc.HalfCloseableStream) -> None:
+        self._stream = stream
+        self._early = b""
+        self._lock = trio.StrictFIFOLock()
+        self._left: int | None = None
+        self.overflowed = False
+        """The cap was reached; nothing more was read."""
+
+    def push_back(self, data: bytes) -> None:
+        """Give `data` to the next reader first."""
+        self._early = data + self._early
+
+    def cap(self, size: int | None) -> None:
+        """Read at most `size` bytes from now on (what was pushed back counts); None lifts the cap."""
+        self._left = size
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        if self._early:
+            data, self._early = self._early, b""
+            await trio.lowlevel.checkpoint()
+        else:
+            data = bytes(await self._stream.receive_some(65536 if max_bytes is None else max_bytes))
+        if self._left is not None:
+            self._left -= len(data)
+            if self._left < 0:
+                self.overflowed = True
+                return b""
+        return data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        async with self._lock:
+            sent = False
+            try:
+                with trio.fail_after(WRITE_DEADLINE):
+                    await self._stream.send_all(data)
+                sent = True
+            except trio.TooSlowError:
+                raise trio.BrokenResourceError(f"a write took more than {WRITE_DEADLINE:.0f} s") from None
+            finally:
+                if not sent:
+                    await trio.aclose_forcefully(self._stream)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def send_eof(self) -> None:
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+Broken = (trio.BrokenResourceError, trio.ClosedResourceError, OSError)
+"""What a peer that goes away looks like."""

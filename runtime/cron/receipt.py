@@ -1,0 +1,184 @@
+"""What became of a slot: the claim, the entry of the log, and what both mean for the job. Pure."""
+
+from typing import Any, Literal
+
+import msgspec
+
+from triops.runtime.cron.job import AutoDisabled, DeliveryStatus, Job, RunStatus, SystemEvent
+from triops.runtime.cron.schedule import At
+from triops.runtime.runs.state import RunState, Terminal
+
+BACKOFF_MS = (30_000, 60_000, 300_000, 900_000, 3_600_000)
+"""After so many errors in a row; the last one repeats."""
+ONE_SHOT_RETRIES = 3
+GIVE_UP_AFTER = 10
+"""Errors in a row after which a job is disabled."""
+
+_SUMMARY_LENGTH = 2_000
+_TRANSIENT = frozenset({"rate_limit", "overloaded", "timeout", "server_error"})
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """A slot that is taken: on disk before it runs."""
+
+    run_id: str
+    job_id: str
+    slot_ms: int | None
+    """None: asked for by hand, beside the schedule."""
+    claimed_at: int
+
+
+class Usage(msgspec.Struct, frozen=True):
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+
+
+class LogEntry(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """The protocol's CronRunLogEntry: one for each slot that is over."""
+
+    ts: int
+    job_id: str
+    action: Literal["finished"] = msgspec.field(default_factory=lambda: "finished")  # a factory: it is always written
+    status: RunStatus
+    completion_status: Literal["succeeded", "failed", "unknown"] | None = None
+    error: str | None = None
+    error_reason: str | None = None
+    summary: str | None = None
+    delivered: bool | None = None
+    delivery_status: DeliveryStatus = msgspec.field(default_factory=lambda: "not-requested")
+    session_id: str | None = None
+    session_key: str | None = None
+    run_id: str
+    run_at_ms: int
+    duration_ms: int | None = None
+    next_run_at_ms: int | None = None
+    model: str | None = None
+    provider: str | None = None
+    usage: Usage | None = None
+    job_name: str
+
+
+def passed(job: Job, slot_ms: int, now_ms: int, error: str) -> LogEntry:
+    """The entry of a slot that did not run."""
+    run_id = slot_run_id(job, slot_ms)
+    return LogEntry(
+        ts=now_ms, job_id=job.id, status="skipped", error=error, run_id=run_id, run_at_ms=slot_ms, job_name=job.name
+    )
+
+
+def failed(job: Job | None, claim: Claim, now_ms: int, error: str, reason: str) -> LogEntry:
+    """The entry of a slot whose run was refused, failed, or is not known to have run."""
+    return LogEntry(
+        ts=now_ms,
+        job_id=claim.job_id,
+        status="error",
+        completion_status="failed",
+        error=error,
+        error_reason=reason,
+        session_key=job.session if job else None,
+        run_id=claim.run_id,
+        run_at_ms=claim.claimed_at,
+        duration_ms=max(0, now_ms - claim.claimed_at),
+        job_name=job.name if job else "",
+    )
+
+
+def finished(
+    job: Job | None, claim: Claim, now_ms: int, terminal: Terminal | None = None, *, session_id: str | None = None
+) -> LogEntry:
+    """The entry of a slot whose run ended so; without a terminal, of one that needed no run."""
+    if terminal is not None and terminal.state is RunState.ABORTED:
+        reason = terminal.stop_reason or "aborted"
+        if reason in ("restart", "shutdown"):
+            return failed(job, claim, now_ms, "interrupted: the process stopped while the job ran", "unknown")
+        return failed(job, claim, now_ms, f"aborted: {reason}", "timeout" if reason == "timeout" else "unknown")
+    if terminal is not None and terminal.state is RunState.ERROR:
+        # A peer that cannot be reached counts as a timeout, as on the wire.
+        kind = "timeout" if terminal.error_kind == "connection" else terminal.error_kind or "unknown"
+        return failed(job, claim, now_ms, terminal.error_message or "the run failed", kind)
+    ran = terminal or Terminal(state=RunState.FINAL)
+    event = job is not None and isinstance(job.payload, SystemEvent)
+    summary = job.payload.text if job is not None and isinstance(job.payload, SystemEvent) else ran.text
+    usage = ran.message.usage if ran.message else None
+    announced = job is not None and job.delivery is not None and job.delivery.mode == "announce"
+    return LogEntry(
+        ts=now_ms,
+        job_id=claim.job_id,
+        status="ok",
+        completion_status="succeeded",
+        summary=summary[:_SUMMARY_LENGTH],
+        delivered=None if event else False,
+        delivery_status="not-delivered" if announced else "not-requested",
+        session_id=session_id,
+        session_key=job.session if job else None,
+        run_id=claim.run_id,
+        run_at_ms=claim.claimed_at,
+        duration_ms=max(0, now_ms - claim.claimed_at),
+        model=ran.model or None,
+        provider=ran.provider or None,
+        usage=Usage(usage.input, usage.output, usage.total_tokens) if usage else None,
+        job_name=job.name if job else "",
+    )
+
+
+def event_fields(entry: LogEntry) -> dict[str, Any]:
+    """What a `finished` event says of the slot, beside the job."""
+    beside = ("ts", "jobId", "action", "jobName")
+    fields: dict[str, Any] = msgspec.to_builtins(entry)
+    return {key: value for key, value in fields.items() if key not in beside}
+
+
+def slot_run_id(job: Job, slot_ms: int) -> str:
+    """The run of a slot: its name is its idempotency key, too."""
+    return f"cron:{job.id}:{slot_ms}"
+
+
+def settled(job: Job, entry: LogEntry, *, scheduled: bool) -> Job | None:
+    """The job after a slot; None when that was its last one and it is to go.
+
+    A run by hand (`scheduled` False) is told in the state, and changes nothing about when the job is due.
+    """
+    ok = entry.status == "ok"
+    errors = 0 if ok else (job.state.consecutive_errors or 0) + 1
+    state = msgspec.structs.replace(
+        job.state,
+        running_at_ms=None,
+        last_run_at_ms=entry.run_at_ms,
+        last_run_status=entry.status,
+        last_status=entry.status,
+        last_error=entry.error,
+        last_error_reason=entry.error_reason,
+        last_duration_ms=entry.duration_ms,
+        last_delivered=entry.delivered,
+        last_delivery_status=entry.delivery_status,
+        last_failure_notification_delivery_status="not-requested",
+        consecutive_errors=errors,
+        consecutive_skipped=0,
+    )
+    job = msgspec.structs.replace(job, state=state, updated_at_ms=entry.ts)
+    if not scheduled:
+        return job
+    if isinstance(job.schedule, At):
+        if ok and job.delete_after_run:
+            return None
+        if ok or entry.error_reason not in _TRANSIENT or errors > ONE_SHOT_RETRIES:
+            return msgspec.structs.replace(job, enabled=False, retry_ms=None)
+    elif errors >= GIVE_UP_AFTER:
+        given_up = AutoDisabled(reason="consecutive-failures", at_ms=entry.ts, consecutive_errors=errors)
+        return msgspec.structs.replace(job, enabled=False, state=msgspec.structs.replace(state, auto_disabled=given_up))
+    retry = None if ok else entry.ts + BACKOFF_MS[min(errors, len(BACKOFF_MS)) - 1]
+    return msgspec.structs.replace(job, retry_ms=retry)
+
+
+def is_spent(job: Job) -> bool:
+    """Whether a one-shot has done what it was for, and is to go."""
+    done = job.state.last_status == "ok" and not job.enabled
+    return done and job.delete_after_run is True and isinstance(job.schedule, At)
+
+
+def unschedulable(job: Job, now_ms: int, error: str) -> Job:
+    """The job when its schedule cannot be computed any more: disabled, and it says why."""
+    given_up = AutoDisabled(reason="schedule-errors", at_ms=now_ms, consecutive_errors=1)
+    state = msgspec.structs.replace(job.state, last_error=error, auto_disabled=given_up)
+    return msgspec.structs.replace(job, enabled=False, state=state)

@@ -1,0 +1,154 @@
+"""Transactions on cron jobs and the receipts of their slots. A slot has one row, written before it runs."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from triops.runtime.cron.job import DeliveryStatus, Job, RunStatus
+from triops.runtime.cron.receipt import Claim, LogEntry
+from triops.runtime.store.db import Db, Value
+
+KEEP_MS = 7 * 86_400_000
+KEEP_ROWS = 2_000
+
+_encode = msgspec.json.Encoder().encode
+_decode_job = msgspec.json.Decoder(Job).decode
+
+
+class RunsQuery(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """The parameters of `cron.runs`."""
+
+    id: str | None = None
+    job_id: str | None = None
+    scope: Literal["job", "all"] | None = None
+    run_id: str | None = None
+    status: Literal["all"] | RunStatus = "all"
+    statuses: tuple[RunStatus, ...] = ()
+    delivery_status: DeliveryStatus | None = None
+    delivery_statuses: tuple[DeliveryStatus, ...] = ()
+    query: str = ""
+    sort_dir: Literal["asc", "desc"] = "desc"
+    limit: Annotated[int, msgspec.Meta(ge=1, le=200)] = 50
+    offset: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
+def load(db: Db) -> list[Job]:
+    """Every job. Whether one runs is not stored with it: it follows from the open claims."""
+    rows = db.execute(f"{_JOBS} ORDER BY j.id").fetchall()
+    return [_job(*row) for row in rows]
+
+
+def find(db: Db, job_id: str) -> Job | None:
+    row = db.execute(f"{_JOBS} WHERE j.id = ?", (job_id,)).fetchone()
+    return _job(*row) if row else None
+
+
+_JOBS = (
+    "SELECT j.job, (SELECT min(claimed_at) FROM cron_receipts r WHERE r.job_id = j.id AND finished_at IS NULL)"
+    " FROM cron_jobs j"
+)
+
+
+def _job(body: str, running_at_ms: int | None) -> Job:
+    job = _decode_job(body)
+    return msgspec.structs.replace(job, state=msgspec.structs.replace(job.state, running_at_ms=running_at_ms))
+
+
+def save(db: Db, job: Job) -> None:
+    stored = msgspec.structs.replace(job, state=msgspec.structs.replace(job.state, running_at_ms=None))
+    db.execute("INSERT OR REPLACE INTO cron_jobs (id, job) VALUES (?, ?)", (job.id, _encode(stored).decode()))
+
+
+def remove(db: Db, job_id: str) -> None:
+    """Forget a job; its receipts stay for their time."""
+    db.execute("DELETE FROM cron_jobs WHERE id = ?", (job_id,))
+
+
+def claim(db: Db, job: Job, taken: Claim, passed: Sequence[LogEntry]) -> bool:
+    """Take a slot, give those in `passed` their receipts, and save the job, at once.
+
+    False: the slot was taken before, and must not run again. One that was skipped can be taken: it never ran.
+    """
+    _pass(db, passed)
+    db.execute(
+        "INSERT INTO cron_receipts (run_id, job_id, slot_ms, claimed_at) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT DO UPDATE SET run_id = excluded.run_id, claimed_at = excluded.claimed_at,"
+        " finished_at = NULL, status = NULL, entry = NULL WHERE status = 'skipped'",
+        (taken.run_id, taken.job_id, taken.slot_ms, taken.claimed_at),
+    )
+    claimed = db.changes() == 1
+    save(db, job)
+    return claimed
+
+
+def finish(db: Db, job: Job | None, entry: LogEntry, passed: Sequence[LogEntry]) -> None:
+    """Complete the receipt of a claimed slot, and save the job, if it is still there. Old receipts go."""
+    db.execute(
+        "UPDATE cron_receipts SET finished_at = ?, status = ?, entry = ? WHERE run_id = ?",
+        (entry.ts, entry.status, _encode(entry).decode(), entry.run_id),
+    )
+    _pass(db, passed)
+    if job is not None:
+        save(db, job)
+    else:
+        remove(db, entry.job_id)
+    prune(db, entry.ts)
+
+
+def skip(db: Db, job: Job, passed: Sequence[LogEntry]) -> None:
+    """Save a job, and give its slots that passed unused their receipts."""
+    save(db, job)
+    _pass(db, passed)
+
+
+def _pass(db: Db, entries: Sequence[LogEntry]) -> None:
+    for entry in entries:
+        db.execute(
+            "INSERT OR IGNORE INTO cron_receipts (run_id, job_id, slot_ms, claimed_at, finished_at, status, entry)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (entry.run_id, entry.job_id, entry.run_at_ms, entry.ts, entry.ts, entry.status, _encode(entry).decode()),
+        )
+
+
+def open_claims(db: Db) -> list[Claim]:
+    """Slots that were claimed and not finished."""
+    rows = db.execute("SELECT run_id, job_id, slot_ms, claimed_at FROM cron_receipts WHERE finished_at IS NULL")
+    return [Claim(*row) for row in rows]
+
+
+def runs(db: Db, query: RunsQuery) -> tuple[list[dict[str, Any]], int]:
+    """A page of finished receipts, newest first unless asked otherwise, and how many there are in all."""
+    statuses = query.statuses or (() if query.status == "all" else (query.status,))
+    delivery = query.delivery_statuses or ((query.delivery_status,) if query.delivery_status else ())
+    job_id = None if query.scope == "all" else query.id or query.job_id
+    where, values = ["finished_at IS NOT NULL"], list[Value]()
+    for column, wanted in (
+        ("job_id", (job_id,) if job_id else ()),
+        ("run_id", (query.run_id,) if query.run_id else ()),
+        ("status", statuses),
+        ("entry ->> 'deliveryStatus'", delivery),
+    ):
+        if wanted:
+            where.append(f"{column} IN ({', '.join('?' * len(wanted))})")
+            values.extend(wanted)
+    if query.query:
+        where.append("instr(lower(entry), lower(?)) > 0")
+        values.append(query.query)
+    found = f"FROM cron_receipts WHERE {' AND '.join(where)}"
+    order = f"finished_at {query.sort_dir}, slot_ms {query.sort_dir}"
+    ((total,),) = db.execute(f"SELECT count(*) {found}", values).fetchall()
+    rows = db.execute(  # the words in it are ours, what was asked for is bound
+        f"SELECT entry {found} ORDER BY {order} LIMIT ? OFFSET ?", [*values, query.limit, query.offset]
+    )
+    return [msgspec.json.decode(entry) for (entry,) in rows], total
+
+
+def prune(db: Db, now_ms: int) -> None:
+    """Drop receipts older than seven days, and all but the newest 2,000. A claim is kept until it is finished."""
+    db.execute("DELETE FROM cron_receipts WHERE finished_at < ?", (now_ms - KEEP_MS,))
+    db.execute(
+        "DELETE FROM cron_receipts WHERE finished_at <= (SELECT finished_at FROM cron_receipts"
+        " WHERE finished_at IS NOT NULL ORDER BY finished_at DESC LIMIT 1 OFFSET ?)",
+        (KEEP_ROWS,),
+    )

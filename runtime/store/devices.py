@@ -1,0 +1,34 @@
+"""Transactions on paired devices and pairing requests. The records are the door's; here they are JSON."""
+
+from triops.runtime.store.db import Db
+
+
+def device(db: Db, device_id: str) -> str | None:
+    """The record of a paired device."""
+    row = db.execute("SELECT record FROM devices WHERE device_id = ?", (device_id,)).fetchone()
+    return row[0] if row else None
+
+
+def pending(db: Db, device_id: str) -> str | None:
+    """The pairing request of a device."""
+    row = db.execute("SELECT request FROM pairing_requests WHERE device_id = ?", (device_id,)).fetchone()
+    return row[0] if row else None
+
+
+def pair(db: Db, device_id: str, record: str, now: int) -> None:
+    """Store a device as approved; its pending request is settled by it."""
+    db.execute(
+        "INSERT INTO devices (device_id, record, approved_at) VALUES (?, ?, ?)"
+        " ON CONFLICT (device_id) DO UPDATE SET record = excluded.record",
+        (device_id, record, now),
+    )
+    db.execute("DELETE FROM pairing_requests WHERE device_id = ?", (device_id,))
+
+
+def ask(db: Db, request_id: str, device_id: str, request: str, now: int, *, expired: int) -> None:
+    """Store a pairing request in the place of the device's last one; those from before `expired` are forgotten."""
+    db.execute("DELETE FROM pairing_requests WHERE device_id = ? OR created_at < ?", (device_id, expired))
+    db.execute(
+        "INSERT INTO pairing_requests (request_id, device_id, request, created_at) VALUES (?, ?, ?, ?)",
+        (request_id, device_id, request, now),
+    )

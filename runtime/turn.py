@@ -1,0 +1,291 @@
+"""One chat turn: the model is resolved, the plan and the history make the request, the loop runs, the bus hears it.
+
+What a turn leaves (`Draft`) is stored by the supervisor with the run's end. Knows no client.
+"""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import trio
+
+from triops.agents.errors import ContextOverflow, ErrorKind, LimitReached, ProviderError
+from triops.agents.events import (
+    MessageEnd,
+    MessageStart,
+    Retrying,
+    TextChunk,
+    ThinkingChunk,
+    ToolEnd,
+    ToolStart,
+    ToolUpdate,
+    TurnEvent,
+)
+from triops.agents.loop import Turn as LoopTurn
+from triops.agents.loop import run_turn
+from triops.agents.messages import AssistantMessage, Message, UserMessage, decode_message
+from triops.agents.model import ModelInfo
+from triops.agents.transcript import fit, settle
+from triops.runtime.bus import Bus
+from triops.runtime.clock import Clock
+from triops.runtime.errors import RuntimeFault
+from triops.runtime.events import RunDelta, RunModel, RunStatus, RunThinking, RunTool, RunUsage
+from triops.runtime.logs import Log
+from triops.runtime.models import ModelCatalog, Resolved
+from triops.runtime.plans import Plans
+from triops.runtime.runs.registry import Run
+from triops.runtime.runs.state import RunState, Terminal
+from triops.runtime.runs.supervisor import Desk, Draft
+from triops.runtime.warmup import Warmup
+
+MAX_LIVE_TEXT = 500_000
+"""Characters of a reply that are kept for clients while it streams (protocol: the live buffer's cap)."""
+
+_WIRE_KIND: dict[ErrorKind, str] = {
+    "rate_limit": "rate_limit",
+    "overloaded": "rate_limit",
+    "timeout": "timeout",
+    "context_overflow": "context_length",
+}
+
+
+class NoModel(RuntimeFault):
+    """Nothing is configured, no key is in the environment, no local server answers, no demonstration model is there."""
+
+    code = "no_model"
+
+
+class Progress:
+    """What one turn has emitted so far; tells the bus, and remembers what is not on disk yet."""
+
+    __slots__ = ("_bus", "_clock", "_live", "_run", "model", "tools", "unsaved")
+
+    def __init__(self, bus: Bus, clock: Clock, run: Run) -> None:
+        self._bus = bus
+        self._clock = clock
+        self._run = run
+        self._live = 0
+        self.model: ModelInfo | None = None
+        self.tools: list[str] = []
+        self.unsaved: list[TurnEvent] = []
+
+    @property
+    def spoke(self) -> bool:
+        """Something was shown, so that another model cannot begin afresh."""
+        return bool(self._live or self.unsaved or self.tools)
+
+    def status(self, phase: str, retry: dict[str, Any] | None = None) -> None:
+        run = self._run
+        self._bus.publish(RunStatus(run.info, run.next_seq(), self._clock(), phase, retry))
+
+    def chosen(self, info: ModelInfo) -> None:
+        run = self._run
+        self.model = info
+        self._bus.publish(
+            RunModel(run.info, run.next_seq(), self._clock(), info.ref.provider, info.ref.model, info.demo)
+        )
+
+    def emit(self, event: TurnEvent) -> None:
+        """Hear the loop; sync."""
+        run, now = self._run, self._clock()
+        match event:
+            case TextChunk(index, delta):
+                if self._live < MAX_LIVE_TEXT:
+                    self._live += len(delta)
+                    run.parts.append(delta)
+                    self._bus.publish(RunDelta(run.info, run.next_seq(), now, index, delta))
+            case ThinkingChunk(_, delta):
+                self._bus.publish(RunThinking(run.info, run.next_seq(), now, delta))
+            case MessageStart(index):
+                if index > 1:
+                    run.parts.clear()
+            case MessageEnd(_, message):
+                self.unsaved.append(event)
+                if message.usage is not None and message.stop_reason not in ("aborted", "error"):
+                    self._bus.publish(RunUsage(run.info, run.next_seq(), now, message.usage.output))
+            case ToolStart(call):
+                self._bus.publish(RunTool(run.info, run.next_seq(), now, "start", call))
+            case ToolUpdate(call, text):
+                self._bus.publish(RunTool(run.info, run.next_seq(), now, "update", call, partial=text))
+            case ToolEnd(call, result):
+                self.unsaved.append(event)
+                if not result.is_error and call.name not in self.tools:
+                    self.tools.append(call.name)
+                self._bus.publish(RunTool(run.info, run.next_seq(), now, "result", call, result))
+            case Retrying(attempt, most, reason, _):
+                retry = {"attempt": attempt, "maxAttempts": most, "reason": reason}
+                self.status("starting_model", retry)
+            case _:
+                pass  # the turn's own brackets and steered messages are told when they are stored
+
+
+class ChatTurn:
+    """Answers runs; implements the supervisor's `Turn`."""
+
+    def __init__(
+        self, *, catalog: ModelCatalog, warmup: Warmup, plans: Plans, bus: Bus, clock: Clock, log: Log
+    ) -> None:
+        self._catalog = catalog
+        self._warmup = warmup
+        self._plans = plans
+        self._bus = bus
+        self._clock = clock
+        self._log = log
+        self._progress: dict[str, Progress] = {}
+        """Turns under way, by run; each entry lives from `reply` to `failed`, `stopped` or its end."""
+
+    async def reply(self, run: Run, desk: Desk) -> Draft:
+        progress = self._progress[run.id] = Progress(self._bus, self._clock, run)
+        names, strict = await self._choice(run, progress)
+        failure: ProviderError | None = None
+        for name in names:
+            resolved = await self._resolve(name, progress)
+            try:
+                message = await self._turn(run, desk, progress, resolved)
+            except ProviderError as error:
+                if strict or progress.spoke or isinstance(error, ContextOverflow):
+                    raise
+                self._log.warning("a model failed, trying the next", run=run.id, model=name, error=error)
+                failure = error
+                continue
+            del self._progress[run.id]
+            return self._final(run, progress, message)
+        assert failure is not None
+        raise failure
+
+    async def _choice(self, run: Run, progress: Progress) -> tuple[Sequence[str], bool]:
+        """The models to try, and whether they were somebody's explicit wish (then there is no other)."""
+        wish = run.submission.model or run.session.model
+        if wish is not None:
+            return (wish,), True
+        primary, fallbacks = self._plans.models_of(run.info.agent_id)
+        if primary is None:
+            if self._catalog.default is None:
+                progress.status("starting_model")
+            primary = await self._warmup.default()
+        if primary is None:
+            raise NoModel(
+                "there is no model to answer with: set agents.defaults.model in the configuration, or"
+                " OPENAI_API_KEY or ANTHROPIC_API_KEY, or start Ollama, LM Studio or llama.cpp, or run"
+                " `triops models add demo`; `triops models list` shows what was found"
+            )
+        return (primary, *fallbacks), False
+
+    async def _resolve(self, name: str, progress: Progress) -> Resolved:
+        known = self._catalog.find(name)
+        if known is not None:
+            return known
+        progress.status("starting_model")  # its provider is asked now, which takes a moment
+        return await self._catalog.resolve(name)
+
+    async def _turn(self, run: Run, desk: Desk, progress: Progress, resolved: Resolved) -> AssistantMessage:
+        info = resolved.info
+        plan = await self._plans.of(run, info)
+        history = [decode_message(body) for body in run.history or ()]
+        progress.chosen(info)
+        state = self._catalog.state(info.ref.provider)
+        if state is not None and state.state == "warming":
+            progress.status("starting_model")
+
+        async def save(messages: Sequence[Message]) -> None:
+            await desk.save(messages)
+            progress.unsaved.clear()
+
+        def steer() -> Sequence[UserMessage]:
+            return [cast("UserMessage", other.submission.message) for other in desk.steer()]
+
+        system = f"{plan.system}\n\n{run.submission.extra_system}" if run.submission.extra_system else plan.system
+        turn = LoopTurn(
+            run_id=run.id,
+            session_key=run.session.key,
+            session_id=run.session.session_id,
+            model=info,
+            system=system,
+            messages=fit([*history, run.submission.message, *run.companions], plan.history_tokens),
+            tools=plan.tools,
+            schemas=plan.schemas,
+        )
+        return await run_turn(
+            turn, resolved.provider, emit=progress.emit, save=save, steer=steer, now=self._clock
+        )
+
+    # -- how it ends -----------------------------------------------------------------------------------------------
+
+    def _final(self, run: Run, progress: Progress, message: AssistantMessage) -> Draft:
+        assert progress.model is not None
+        terminal = Terminal(
+            state=RunState.FINAL,
+            stop_reason=message.stop_reason,
+            text=message.text,
+            message=message,
+            started_at=run.started_at,
+            ended_at=self._clock(),
+            tools=tuple(progress.tools),
+            provider=progress.model.ref.provider,
+            model=progress.model.ref.model,
+        )
+        return Draft(terminal, [message])
+
+    def failed(self, run: Run, error: Exception) -> Draft:
+        progress = self._progress.pop(run.id, None)
+        words = str(error) or type(error).__name__
+        kind, detail = "unknown", None
+        match error:
+            case ProviderError():
+                kind, detail = _WIRE_KIND.get(error.kind, "unknown"), self._detail(progress, error)
+                self._log.warning("a model failed", run=run.id, kind=error.kind, reason=words, detail=error.detail)
+            case LimitReached() | RuntimeFault() | trio.TooSlowError():
+                self._log.warning("a run could not be answered", run=run.id, reason=words)
+            case _:
+                self._log.error("a run failed by our own fault", run=run.id, error=error)
+                words = f"internal error: {type(error).__name__}; the log has it under run {run.id}"
+        return self._cut(run, progress, RunState.ERROR, "error", words, kind, detail)
+
+    def stopped(self, run: Run) -> Draft:
+        progress = self._progress.pop(run.id, None)
+        if run.stop_reason is None and run.scope.cancelled_caught:
+            words = "the run took longer than it may and was stopped"
+            return self._cut(run, progress, RunState.ERROR, "timeout", words, "timeout", None)
+        run.stop_reason = run.stop_reason or "restart"
+        return self._cut(run, progress, RunState.ABORTED, run.stop_reason, None, None, None)
+
+    def _cut(
+        self,
+        run: Run,
+        progress: Progress | None,
+        state: RunState,
+        reason: str,
+        words: str | None,
+        kind: str | None,
+        detail: dict[str, Any] | None,
+    ) -> Draft:
+        """The end of a turn that did not reach its own: what of it arrived is kept, every call with a result."""
+        now = self._clock()
+        messages = list(settle(progress.unsaved, now=now)) if progress is not None else []
+        model = progress.model if progress is not None else None
+        if words is not None and not (messages and isinstance(messages[-1], AssistantMessage)):
+            messages.append(AssistantMessage((), now, stop_reason="error", error_message=words))
+        terminal = Terminal(
+            state=state,
+            stop_reason=reason,
+            text=run.text,
+            error_message=words,
+            error_kind=kind,
+            error_detail=detail,
+            started_at=run.started_at,
+            ended_at=now,
+            provider=model.ref.provider if model else "",
+            model=model.ref.model if model else "",
+        )
+        return Draft(terminal, messages)
+
+    def _detail(self, progress: Progress | None, error: ProviderError) -> dict[str, Any]:
+        """`errorDetail` of the terminal (protocol, events §2)."""
+        model = progress.model if progress is not None else None
+        detail: dict[str, Any] = {"failoverReason": error.kind, "providerRuntimeFailureKind": error.kind}
+        if model is not None:
+            detail |= {"provider": model.ref.provider, "model": model.ref.model}
+        if error.status is not None:
+            detail["httpStatus"] = error.status
+        if error.detail:
+            detail["providerErrorMessagePreview"] = error.detail
+        return detail
