@@ -50,18 +50,23 @@ class _Record:
             self.failures.popleft()
         return len(self.failures)
 
+    def fail(self, now: float) -> None:
+        self.failures.append(now)
+        if self.count(now) >= LIMIT:
+            self.locked_until = now + LOCKOUT
+
 
 class Attempt:
     """One look at a secret: wait `delay` seconds, compare, settle. Left without being settled (the client is gone, the
     task was cancelled) it counts for nothing, for nothing was learnt."""
 
-    def __init__(self, limiter: "AuthLimiter", peer: Peer, records: tuple[_Record, ...], delay: float) -> None:
-        self._limiter = limiter
-        self._peer = peer
-        self._reserved = records
+    def __init__(self, clock: Callable[[], float], own: _Record, everyone: _Record, delay: float) -> None:
         self.delay = delay
-        for record in records:
-            record.reserved += 1
+        self._clock = clock
+        self._own = own
+        self._everyone = everyone
+        self._open = True
+        own.reserved += 1
 
     def __enter__(self) -> "Attempt":
         return self
@@ -69,26 +74,23 @@ class Attempt:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._release()
+        self._settle()
 
     def succeeded(self) -> None:
-        """The secret was right; settle at once, before anything else is awaited."""
-        self._release()
-        self._limiter.forgive(self._peer)
+        """The secret was right: the peer's own failures are forgotten. Settle at once, before awaiting anything."""
+        if self._settle():
+            self._own.failures.clear()
 
     def failed(self) -> None:
         """The secret was wrong."""
-        now = self._limiter.clock()
-        for record in self._reserved:
-            record.failures.append(now)
-            if record.count(now) >= LIMIT:
-                record.locked_until = now + LOCKOUT
-        self._release()
+        if self._settle():
+            self._own.fail(self._clock())
+            self._everyone.fail(self._clock())
 
-    def _release(self) -> None:
-        for record in self._reserved:
-            record.reserved -= 1
-        self._reserved = ()
+    def _settle(self) -> bool:
+        was, self._open = self._open, False
+        self._own.reserved -= was
+        return was
 
 
 class AuthLimiter:
@@ -96,7 +98,7 @@ class AuthLimiter:
     peer that is not exempt is locked out. `clock` gives seconds and never runs back."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self.clock = clock
+        self._clock = clock
         self._all = _Record()
         self._peers: OrderedDict[str, _Record] = OrderedDict()
 
@@ -106,7 +108,7 @@ class AuthLimiter:
         Raises:
             WireError: the peer is locked out; with `retryAfterMs`.
         """
-        now = self.clock()
+        now = self._clock()
         record = self._peers.setdefault(peer.key, _Record())
         self._peers.move_to_end(peer.key)
         if len(self._peers) > MAX_KEYS:
@@ -114,12 +116,7 @@ class AuthLimiter:
         failures = record.count(now)
         if not peer.exempt and (now < record.locked_until or failures + record.reserved >= LIMIT):
             raise rate_limited(max(record.locked_until - now, BUSY_RETRY))
-        return Attempt(self, peer, (record, self._all), _delay(max(failures, self._all.count(now))))
-
-    def forgive(self, peer: Peer) -> None:
-        """Forget the peer's own failures: it knows the secret."""
-        if record := self._peers.get(peer.key):
-            record.failures.clear()
+        return Attempt(self._clock, record, self._all, _delay(max(failures, self._all.count(now))))
 
 
 def _delay(failures: int) -> float:

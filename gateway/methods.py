@@ -11,7 +11,7 @@ import msgspec
 
 from triops.gateway.errors import WireError
 from triops.gateway.frames import Request, decode_params
-from triops.gateway.scopes import missing_scope
+from triops.gateway.scopes import require_scope
 from triops.gateway.services import Services
 
 P = TypeVar("P")
@@ -131,8 +131,8 @@ async def dispatch(call: Call, request: Request) -> Any:
     entry = METHODS.get(request.method)
     if entry is None:
         raise WireError("INVALID_REQUEST", f"unknown method: {request.method}")
-    if entry.scope is not None and entry.scope not in call.peer.scopes:
-        raise missing_scope(entry.scope)
+    if entry.scope is not None:
+        require_scope(entry.scope, call.peer.scopes)
     if entry.control_plane:
         call.services.writes.count(entry.name, call.peer.actor)
     params = decode_params(entry.name, entry.decoder, request.params)

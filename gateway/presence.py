@@ -5,7 +5,7 @@ import socket
 
 from msgspec.structs import replace
 
-from triops.gateway.schema.connect import Client, PresenceEntry
+from triops.gateway.schema.connect import ClientInfo, PresenceEntry
 from triops.runtime.clock import Clock
 
 UNTRACKED = frozenset({"cli", "backend", "probe"})
@@ -33,7 +33,7 @@ class Presence:
         }
         self.version = 1
 
-    def connected(self, connection_id: str, client: Client, *, scopes: tuple[str, ...], address: str) -> bool:
+    def connected(self, connection_id: str, client: ClientInfo, *, scopes: tuple[str, ...], address: str) -> bool:
         """Note a client that said hello; False for those that are not tracked."""
         if client.mode in UNTRACKED:
             return False

@@ -6,6 +6,7 @@ the runtime drain while finals still reach them, and closes them with 1012.
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from errno import EADDRINUSE
 from uuid import uuid4
 
 import trio
@@ -133,15 +134,30 @@ class Gateway:
                 await next(iter(self._connections)).closed.wait()
 
 
-@asynccontextmanager
-async def open_gateway(
-    runtime: Runtime, *, host: str, port: int, version: str, grace: float = GRACE
-) -> AsyncGenerator[Gateway]:
-    """Open the port; inside the block clients are served.
+class PortTaken(OSError):
+    """Another program listens there; the message says what to do."""
+
+
+async def open_listeners(host: str, port: int, *, any_port: bool) -> list[trio.SocketListener]:
+    """Open the port; if it is taken and `any_port` allows, a free one.
 
     Raises:
-        OSError: the port cannot be had.
+        PortTaken: it cannot be had.
     """
+    try:
+        return await trio.open_tcp_listeners(port, host=host, backlog=BACKLOG)
+    except OSError as error:
+        if any_port and error.errno == EADDRINUSE:
+            return await trio.open_tcp_listeners(0, host=host, backlog=BACKLOG)
+        hint = "use --port 0 for any free one, or set gateway.port"
+        raise PortTaken(error.errno, f"cannot listen on {host}:{port}: {error.strerror}; {hint}") from error
+
+
+@asynccontextmanager
+async def open_gateway(
+    runtime: Runtime, listeners: list[trio.SocketListener], *, host: str, version: str, grace: float = GRACE
+) -> AsyncGenerator[Gateway]:
+    """Serve clients at `listeners`, opened for the address `host`, until the block ends; closes them."""
     gateway_config = runtime.config.gateway
     services = Services(runtime, version=version, boot_id=str(uuid4()))
     door = Door(
@@ -154,7 +170,6 @@ async def open_gateway(
         log=services.log,
     )
     gateway = Gateway(services, door)
-    listeners = await trio.open_tcp_listeners(port, host=host, backlog=BACKLOG)
     async with trio.open_nursery() as nursery:
         await nursery.start(services.fanout.run, name="fan-out")
         async with trio.open_nursery() as connections:

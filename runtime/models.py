@@ -100,7 +100,7 @@ class ModelCatalog:
     def aliases_of(self, ref: ModelRef) -> str | None:
         return next((alias for alias, target in self._aliases.items() if target == str(ref)), None)
 
-    def list(self) -> list[ModelInfo]:
+    def models(self) -> list[ModelInfo]:
         """Every known model: configured order first, then as discovered."""
         return list(self._models.values())
 

@@ -24,7 +24,7 @@ from triops.agents.loop import Turn as LoopTurn
 from triops.agents.loop import run_turn
 from triops.agents.messages import AssistantMessage, Message, UserMessage, decode_message
 from triops.agents.model import ModelInfo
-from triops.agents.transcript import fit, settle
+from triops.agents.transcript import fit, pair, settle
 from triops.runtime.bus import Bus
 from triops.runtime.clock import Clock
 from triops.runtime.errors import RuntimeFault
@@ -193,19 +193,27 @@ class ChatTurn:
         def steer() -> Sequence[UserMessage]:
             return [cast("UserMessage", other.submission.message) for other in desk.steer()]
 
-        system = f"{plan.system}\n\n{run.submission.extra_system}" if run.submission.extra_system else plan.system
+        system = plan.system_for(run.session.key)
+        if run.submission.extra_system:
+            system = f"{system}\n\n{run.submission.extra_system}"
         turn = LoopTurn(
             run_id=run.id,
             session_key=run.session.key,
             session_id=run.session.session_id,
             model=info,
             system=system,
-            messages=fit([*history, run.submission.message, *run.companions], plan.history_tokens),
+            messages=fit(pair([*history, run.submission.message, *run.companions]), plan.history_tokens),
             tools=plan.tools,
             schemas=plan.schemas,
         )
         return await run_turn(
-            turn, resolved.provider, emit=progress.emit, save=save, steer=steer, now=self._clock
+            turn,
+            resolved.provider,
+            emit=progress.emit,
+            save=save,
+            steer=steer,
+            report=lambda call, error: self._log.error("a tool failed by its own fault", tool=call.name, error=error),
+            now=self._clock,
         )
 
     # -- how it ends -----------------------------------------------------------------------------------------------
@@ -260,7 +268,7 @@ class ChatTurn:
     ) -> Draft:
         """The end of a turn that did not reach its own: what of it arrived is kept, every call with a result."""
         now = self._clock()
-        messages = list(settle(progress.unsaved, now=now)) if progress is not None else []
+        messages = list(settle(progress.unsaved)) if progress is not None else []
         model = progress.model if progress is not None else None
         if words is not None and not (messages and isinstance(messages[-1], AssistantMessage)):
             messages.append(AssistantMessage((), now, stop_reason="error", error_message=words))

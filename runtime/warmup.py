@@ -5,7 +5,7 @@ so that a dead one costs the others nothing. It uses the same hooks as a run tha
 that run asks here.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 import trio
@@ -24,7 +24,7 @@ DISCOVER_DEADLINE = 5.0  # seconds for a provider to list its models
 WARM_DEADLINE = 60.0  # seconds for the default model to be ready; a local one may load weights
 ASK_DEADLINE = 15.0  # seconds that a run waits for a provider's hook
 
-DemoPrompt = Callable[[ModelInfo], str]
+SystemPrompt = Callable[[ModelInfo], Awaitable[str]]
 """The system prompt that a turn of this model would send."""
 
 
@@ -43,7 +43,7 @@ class WarmupStatistics(msgspec.Struct, frozen=True):
 class Warmup:
     """See the module. `run` is the service; the rest is asked by others."""
 
-    def __init__(self, catalog: ModelCatalog, *, bus: Bus, clock: Clock, log: Log, system_prompt: DemoPrompt) -> None:
+    def __init__(self, catalog: ModelCatalog, *, bus: Bus, clock: Clock, log: Log, system_prompt: SystemPrompt) -> None:
         self._catalog = catalog
         self._bus = bus
         self._clock = clock
@@ -131,7 +131,7 @@ class Warmup:
 
     def _decide(self) -> None:
         """The best of what was found: providers are listed in the order of preference."""
-        known = self._catalog.list()
+        known = self._catalog.models()
         for entry in self._catalog.entries():
             mine = [info for info in known if info.ref.provider == entry.provider.id]
             if mine:
@@ -149,7 +149,7 @@ class Warmup:
                 resolved = await self._catalog.resolve(name)
                 id = resolved.info.ref.provider
                 self._catalog.report(id, "warming")
-                await resolved.provider.warm(resolved.info, self._system_prompt(resolved.info))
+                await resolved.provider.warm(resolved.info, await self._system_prompt(resolved.info))
                 self._catalog.report(id, "ready", ms=_since(start))
         except trio.TooSlowError:
             self._log.warning("the default model is not warm yet", model=name, seconds=WARM_DEADLINE)

@@ -76,7 +76,8 @@ def _install(arguments: Sequence[str], by_hand: str, progress: Callable[[str], N
             last.append(line.rstrip())
             progress(last[-1])
     if process.returncode:
-        raise InstallError("\n".join([*last, f"Could not install it; by hand: {' '.join(_installer(by_hand))} {by_hand}"]))
+        remedy = f"It could not be installed. By hand: {' '.join(_installer(by_hand))} {by_hand}"
+        raise InstallError("\n".join([*last, remedy]))
 
 
 def _installer(by_hand: str) -> list[str]:
@@ -88,8 +89,12 @@ def _installer(by_hand: str) -> list[str]:
 
 
 def main() -> None:
+    def show(line: str) -> None:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
     try:
-        install_demo(lambda line: print(line, flush=True))
+        install_demo(show)
     except InstallError as error:
         sys.exit(str(error))
 

@@ -6,6 +6,7 @@ JSON line when it serves, and it ends when its stdin ends. Killing it is safe.
 """
 
 import argparse
+import importlib
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import xllamacpp
+xllamacpp: Any = importlib.import_module("xllamacpp")  # native, without types
 
 HTTP_THREADS = 8
 """A kept-alive connection holds one while it lives; idle threads cost nothing."""
@@ -32,6 +33,8 @@ def main(argv: list[str] | None = None) -> None:
     os.umask(0o077)
     options = _parser().parse_args(argv)
     key = sys.stdin.buffer.readline().decode().strip()
+    if not key:
+        sys.exit("no key on stdin")
     try:
         server = xllamacpp.Server(_parameters(options, key))
     except RuntimeError as error:

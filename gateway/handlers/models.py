@@ -28,5 +28,7 @@ class ModelsList(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fie
 async def models_list(call: Call, params: ModelsList) -> dict[str, Any]:
     """Every model that is known now, with the state of its provider's warm-up."""
     runtime = call.services.runtime
-    rows = [model_row(runtime, info) for info in runtime.catalog.list() if params.provider in (None, info.ref.provider)]
+    rows = [
+        model_row(runtime, info) for info in runtime.catalog.models() if params.provider in (None, info.ref.provider)
+    ]
     return {"models": rows}

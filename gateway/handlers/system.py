@@ -57,7 +57,7 @@ async def health_summary(services: Services) -> dict[str, Any]:
     runtime = services.runtime
     start = trio.current_time()
     recent, total = await _recent(services)
-    every_ms = runtime.heartbeat.every_ms
+    every_ms = round(runtime.config.agents.defaults.heartbeat.every * 1000)
     sessions = {"path": str(runtime.paths.database), "count": total, "recent": recent}
     return {
         "ok": True,
@@ -110,7 +110,7 @@ async def status(call: Call, params: StatusParams) -> dict[str, Any]:
     services = call.services
     runtime = services.runtime
     recent, total = await _recent(services)
-    cron = await runtime.cron.status()
+    cron = runtime.cron.status()
     figures = statistics(services)
     return {
         "ok": True,
@@ -140,8 +140,8 @@ async def status(call: Call, params: StatusParams) -> dict[str, Any]:
             "agents": [
                 {
                     "agentId": "main",
-                    "enabled": runtime.heartbeat.every_ms > 0,
-                    "everyMs": runtime.heartbeat.every_ms,
+                    "enabled": runtime.config.agents.defaults.heartbeat.every > 0,
+                    "everyMs": round(runtime.config.agents.defaults.heartbeat.every * 1000),
                 }
             ],
         },
@@ -205,7 +205,7 @@ async def last_heartbeat(call: Call, params: NoParams) -> dict[str, Any] | None:
 async def wake(call: Call, params: Wake) -> dict[str, Any]:
     """Tell a session something, and with mode `now` have it answer."""
     key = intake.session_key(call, params.session_key or "main", params.agent_id)
-    await call.services.runtime.heartbeat.wake(params.text, params.mode, key)
+    await call.services.runtime.heartbeat.wake(params.text, mode=params.mode, session_key=key)
     return {"ok": True}
 
 

@@ -78,7 +78,7 @@ class Delivery(_Wire, frozen=True, forbid_unknown_fields=True):
 
 
 class AutoDisabled(_Wire, frozen=True):
-    reason: Literal["consecutive-failures", "schedule-errors"]
+    reason: Literal["consecutive-failures"]
     at_ms: int
     consecutive_errors: Annotated[int, msgspec.Meta(ge=1)]
 
@@ -247,22 +247,22 @@ def _target(asked: _Asked, caller: str | None) -> str:
 
 
 def due_at(job: Job, now_ms: int) -> int | None:
-    """When the job's next slot may run; None when it has none, or is disabled.
+    """When the job's next slot may run; None when it has none, is disabled, or its zone is not known any more.
 
     It moves on its own only when the wall clock goes back: then slots that lay behind lie ahead again.
-
-    Raises:
-        Invalid: its schedule cannot be computed any more (a zone that the machine forgot).
     """
     if not job.enabled:
         return None
     if isinstance(job.schedule, At):
         at = instant(job.schedule.at)
         return at if at > job.decided_ms else job.retry_ms
-    slot = next_fire(job.schedule, after_ms=_decided(job, now_ms), job_id=job.id)
+    try:
+        slot = next_fire(job.schedule, after_ms=_decided(job, now_ms), job_id=job.id)
+    except Invalid:
+        return None
     if slot is None:
         return None
-    rested = min((job.state.last_run_at_ms or 0), now_ms) + MIN_GAP_MS if job.state.last_run_at_ms else 0
+    rested = min(job.state.last_run_at_ms, now_ms) + MIN_GAP_MS if job.state.last_run_at_ms else 0
     return max(slot, rested, min(job.retry_ms or 0, now_ms + LONGEST_BACKOFF_MS))
 
 
@@ -288,7 +288,7 @@ def view(job: Job, now_ms: int) -> dict[str, Any]:
     shown: dict[str, Any] = msgspec.to_builtins(job)
     for field in ("decidedMs", "retryMs"):
         shown.pop(field, None)
-    next_run = next_run_at(job, now_ms)
+    next_run = due_at(job, now_ms)
     shown["state"] = ({"nextRunAtMs": next_run} if next_run is not None else {}) | shown.get("state", {})
     if isinstance(job.payload, AgentTurn):
         shown["scheduledToolPolicy"] = {"version": 1, "mode": "trusted"}
@@ -298,22 +298,10 @@ def view(job: Job, now_ms: int) -> dict[str, Any]:
 def read_view(job: Job, now_ms: int) -> dict[str, Any]:
     """The job as methods answer with it."""
     shown = view(job, now_ms)
-    state = shown["state"]
     above = {
-        "nextRunAtMs": "nextRunAtMs",
-        "lastRunAtMs": "lastRunAtMs",
-        "lastRunStatus": "lastRunStatus",
-        "lastError": "lastRunError",
+        key: shown["state"][key] for key in ("nextRunAtMs", "lastRunAtMs", "lastRunStatus") if key in shown["state"]
     }
-    return shown | {"configRevision": config_revision(job)} | {above[key]: state[key] for key in above if key in state}
-
-
-def next_run_at(job: Job, now_ms: int) -> int | None:
-    """`due_at` for readers: a schedule that cannot be computed has no next run."""
-    try:
-        return due_at(job, now_ms)
-    except Invalid:
-        return None
+    return shown | {"configRevision": config_revision(job)} | above
 
 
 def config_revision(job: Job) -> str:

@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from triops.runtime.cron.job import AutoDisabled, DeliveryStatus, Job, RunStatus, SystemEvent
 from triops.runtime.cron.schedule import At
@@ -59,66 +60,68 @@ class LogEntry(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_d
     job_name: str
 
 
-def passed(job: Job, slot_ms: int, now_ms: int, error: str) -> LogEntry:
+def slot_run_id(job: Job, slot_ms: int) -> str:
+    """The run of a slot: its name is its idempotency key, too."""
+    return f"cron:{job.id}:{slot_ms}"
+
+
+def passed(job: Job, slot_ms: int, now_ms: int, why: str) -> LogEntry:
     """The entry of a slot that did not run."""
     run_id = slot_run_id(job, slot_ms)
     return LogEntry(
-        ts=now_ms, job_id=job.id, status="skipped", error=error, run_id=run_id, run_at_ms=slot_ms, job_name=job.name
+        ts=now_ms, job_id=job.id, status="skipped", error=why, run_id=run_id, run_at_ms=slot_ms, job_name=job.name
     )
 
 
-def failed(job: Job | None, claim: Claim, now_ms: int, error: str, reason: str) -> LogEntry:
-    """The entry of a slot whose run was refused, failed, or is not known to have run."""
-    return LogEntry(
-        ts=now_ms,
-        job_id=claim.job_id,
-        status="error",
-        completion_status="failed",
-        error=error,
-        error_reason=reason,
-        session_key=job.session if job else None,
-        run_id=claim.run_id,
-        run_at_ms=claim.claimed_at,
-        duration_ms=max(0, now_ms - claim.claimed_at),
-        job_name=job.name if job else "",
-    )
-
-
-def finished(
-    job: Job | None, claim: Claim, now_ms: int, terminal: Terminal | None = None, *, session_id: str | None = None
+def ended(
+    job: Job, claim: Claim, now_ms: int, terminal: Terminal | None = None, *, session_id: str | None = None
 ) -> LogEntry:
     """The entry of a slot whose run ended so; without a terminal, of one that needed no run."""
-    if terminal is not None and terminal.state is RunState.ABORTED:
-        reason = terminal.stop_reason or "aborted"
-        if reason in ("restart", "shutdown"):
-            return failed(job, claim, now_ms, "interrupted: the process stopped while the job ran", "unknown")
-        return failed(job, claim, now_ms, f"aborted: {reason}", "timeout" if reason == "timeout" else "unknown")
-    if terminal is not None and terminal.state is RunState.ERROR:
-        # A peer that cannot be reached counts as a timeout, as on the wire.
-        kind = "timeout" if terminal.error_kind == "connection" else terminal.error_kind or "unknown"
-        return failed(job, claim, now_ms, terminal.error_message or "the run failed", kind)
     ran = terminal or Terminal(state=RunState.FINAL)
-    event = job is not None and isinstance(job.payload, SystemEvent)
-    summary = job.payload.text if job is not None and isinstance(job.payload, SystemEvent) else ran.text
+    if ran.state is RunState.ERROR:
+        # A peer that cannot be reached counts as a timeout, as on the wire.
+        kind = "timeout" if ran.error_kind == "connection" else ran.error_kind or "unknown"
+        return failed(job, claim, now_ms, ran.error_message or "the run failed", kind)
+    if ran.state is RunState.ABORTED:
+        stopped = ran.stop_reason in ("restart", "shutdown")
+        error = "interrupted: the process stopped while the job ran" if stopped else f"aborted: {ran.stop_reason}"
+        return failed(job, claim, now_ms, error, "timeout" if ran.stop_reason == "timeout" else "unknown")
     usage = ran.message.usage if ran.message else None
-    announced = job is not None and job.delivery is not None and job.delivery.mode == "announce"
+    event = isinstance(job.payload, SystemEvent)
     return LogEntry(
         ts=now_ms,
-        job_id=claim.job_id,
+        job_id=job.id,
         status="ok",
         completion_status="succeeded",
-        summary=summary[:_SUMMARY_LENGTH],
+        summary=(job.payload.text if isinstance(job.payload, SystemEvent) else ran.text)[:_SUMMARY_LENGTH],
         delivered=None if event else False,
-        delivery_status="not-delivered" if announced else "not-requested",
+        delivery_status="not-delivered" if job.delivery and job.delivery.mode == "announce" else "not-requested",
         session_id=session_id,
-        session_key=job.session if job else None,
+        session_key=job.session,
         run_id=claim.run_id,
         run_at_ms=claim.claimed_at,
         duration_ms=max(0, now_ms - claim.claimed_at),
         model=ran.model or None,
         provider=ran.provider or None,
         usage=Usage(usage.input, usage.output, usage.total_tokens) if usage else None,
-        job_name=job.name if job else "",
+        job_name=job.name,
+    )
+
+
+def failed(job: Job, claim: Claim, now_ms: int, error: str, reason: str) -> LogEntry:
+    """The entry of a slot whose run was refused, failed, or is not known to have run."""
+    return LogEntry(
+        ts=now_ms,
+        job_id=job.id,
+        status="error",
+        completion_status="failed",
+        error=error,
+        error_reason=reason,
+        session_key=job.session,
+        run_id=claim.run_id,
+        run_at_ms=claim.claimed_at,
+        duration_ms=max(0, now_ms - claim.claimed_at),
+        job_name=job.name,
     )
 
 
@@ -129,19 +132,13 @@ def event_fields(entry: LogEntry) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if key not in beside}
 
 
-def slot_run_id(job: Job, slot_ms: int) -> str:
-    """The run of a slot: its name is its idempotency key, too."""
-    return f"cron:{job.id}:{slot_ms}"
-
-
-def settled(job: Job, entry: LogEntry, *, scheduled: bool) -> Job | None:
-    """The job after a slot; None when that was its last one and it is to go.
+def settled(job: Job, entry: LogEntry, *, scheduled: bool) -> Job:
+    """The job after a slot.
 
     A run by hand (`scheduled` False) is told in the state, and changes nothing about when the job is due.
     """
-    ok = entry.status == "ok"
-    errors = 0 if ok else (job.state.consecutive_errors or 0) + 1
-    state = msgspec.structs.replace(
+    errors = 0 if entry.status == "ok" else (job.state.consecutive_errors or 0) + 1
+    state = replace(
         job.state,
         running_at_ms=None,
         last_run_at_ms=entry.run_at_ms,
@@ -156,29 +153,19 @@ def settled(job: Job, entry: LogEntry, *, scheduled: bool) -> Job | None:
         consecutive_errors=errors,
         consecutive_skipped=0,
     )
-    job = msgspec.structs.replace(job, state=state, updated_at_ms=entry.ts)
+    job = replace(job, state=state, updated_at_ms=entry.ts)
     if not scheduled:
         return job
+    retry = entry.ts + BACKOFF_MS[min(errors, len(BACKOFF_MS)) - 1] if errors else None
     if isinstance(job.schedule, At):
-        if ok and job.delete_after_run:
-            return None
-        if ok or entry.error_reason not in _TRANSIENT or errors > ONE_SHOT_RETRIES:
-            return msgspec.structs.replace(job, enabled=False, retry_ms=None)
-    elif errors >= GIVE_UP_AFTER:
-        given_up = AutoDisabled(reason="consecutive-failures", at_ms=entry.ts, consecutive_errors=errors)
-        return msgspec.structs.replace(job, enabled=False, state=msgspec.structs.replace(state, auto_disabled=given_up))
-    retry = None if ok else entry.ts + BACKOFF_MS[min(errors, len(BACKOFF_MS)) - 1]
-    return msgspec.structs.replace(job, retry_ms=retry)
+        again = 0 < errors <= ONE_SHOT_RETRIES and entry.error_reason in _TRANSIENT
+        return replace(job, enabled=again, retry_ms=retry if again else None)
+    if errors < GIVE_UP_AFTER:
+        return replace(job, retry_ms=retry)
+    given_up = AutoDisabled(reason="consecutive-failures", at_ms=entry.ts, consecutive_errors=errors)
+    return replace(job, enabled=False, state=replace(state, auto_disabled=given_up))
 
 
-def is_spent(job: Job) -> bool:
-    """Whether a one-shot has done what it was for, and is to go."""
-    done = job.state.last_status == "ok" and not job.enabled
-    return done and job.delete_after_run is True and isinstance(job.schedule, At)
-
-
-def unschedulable(job: Job, now_ms: int, error: str) -> Job:
-    """The job when its schedule cannot be computed any more: disabled, and it says why."""
-    given_up = AutoDisabled(reason="schedule-errors", at_ms=now_ms, consecutive_errors=1)
-    state = msgspec.structs.replace(job.state, last_error=error, auto_disabled=given_up)
-    return msgspec.structs.replace(job, enabled=False, state=state)
+def is_spent(job: Job, entry: LogEntry) -> bool:
+    """Whether a one-shot, settled by `entry`, has done what it was for and is to go."""
+    return entry.status == "ok" and not job.enabled and isinstance(job.schedule, At) and bool(job.delete_after_run)

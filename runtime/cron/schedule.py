@@ -3,13 +3,12 @@
 A *slot* is a moment at which a schedule says "now". Slots follow from the schedule alone, never from what happened,
 so that a slot has one name for ever and can be claimed once. Times are milliseconds since the epoch.
 
-Daylight saving, for expressions whose minute and hour do not begin with `*`: what falls into the hour that is left
-out in spring is due at the end of the gap, what falls into the hour that comes twice in autumn is due the first time.
-Others (every five minutes) follow the hands of the clock through both.
+Daylight saving, where minute and hour do not begin with `*` (and seconds are 0): what falls into the hour that spring
+leaves out is due at the end of the gap, what falls into the hour that autumn repeats is due the first time. Others
+(every five minutes) follow the hands of the clock through both.
 """
 
 import hashlib
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Annotated, assert_never
 from zoneinfo import ZoneInfo
@@ -155,57 +154,37 @@ def _latest(schedule: Schedule, low: int, until_ms: int, job_id: str) -> int:
     """The last slot up to `until_ms`, given that `low` is one: by bisection, as there may be millions."""
     high = until_ms + 1  # no slot from here to the end
     while high - low > 1:
-        slot = next_fire(schedule, after_ms=(low + high) // 2, job_id=job_id)
+        middle = (low + high) // 2
+        slot = next_fire(schedule, after_ms=middle - 1, job_id=job_id)
         if slot is not None and slot <= until_ms:
             low = slot
         else:
-            high = (low + high) // 2
+            high = middle
     return low
 
 
 def _next_match(schedule: Cron, after_ms: int) -> int | None:
-    zone = _zone(schedule.tz)
-    start = datetime.fromtimestamp(after_ms // 1000, zone)
+    start = datetime.fromtimestamp(after_ms // 1000, _zone(schedule.tz))
+    fields = schedule.expr.split()
+    # cronsim knows the rules of daylight saving for five fields only.
+    expr = " ".join(fields[1:] if len(fields) == 6 and fields[0] == "0" else fields)
     try:
-        for moment in _matches(schedule.expr, start, zone):
+        for moment in CronSim(expr, start):
             slot = int(moment.timestamp()) * 1000
             if slot > after_ms:  # in the hour that comes twice, the first 01:30 may be behind us
                 return slot
     except CronSimError as error:
-        raise Invalid(_unreadable(schedule.expr, error)) from None
+        raise Invalid(_unreadable(fields, error)) from None
     return None
 
 
-def _matches(expr: str, start: datetime, zone: tzinfo) -> Iterator[datetime]:
-    fields = expr.split()
-    if len(fields) in (5, 6) and not fields[-5].startswith("*") and not fields[-4].startswith("*"):
-        for local in CronSim(expr, start.replace(tzinfo=None)):
-            yield _on_the_wall(local, zone)
-    else:
-        yield from CronSim(expr, start)
-
-
-def _on_the_wall(local: datetime, zone: tzinfo) -> datetime:
-    """When clocks in `zone` first show `local`, or the end of the gap that leaves it out."""
-    moment = local.replace(tzinfo=zone, fold=0)
-    while moment.astimezone(UTC).astimezone(zone).replace(tzinfo=None, fold=0) != local:
-        local = local.replace(second=0) + timedelta(minutes=1)
-        moment = local.replace(tzinfo=zone, fold=0)
-    return moment
-
-
-def _unreadable(expr: str, error: CronSimError) -> str:
-    fields = expr.split()
-    if len(fields) in (5, 6):
-        try:  # a day that no month has is read, but for the months it is combined with
-            CronSim(" ".join([*fields[:-2], "*", fields[-1]]), datetime(2000, 1, 1))
-            return _never(expr)
-        except CronSimError:
-            pass
-    return (
-        f"schedule.expr is not a cron expression: {expr!r} ({error}); write minute hour day month weekday,"
-        " with seconds before them if needed"
-    )
+def _unreadable(fields: list[str], error: CronSimError) -> str:
+    expr = " ".join(fields)
+    try:  # a day that exists, but in none of the months asked for, is read with any month
+        CronSim(" ".join([*fields[:-2], "*", *fields[-1:]]), _EPOCH)
+    except CronSimError:
+        return f"schedule.expr is not a cron expression: {expr!r} ({error}); write minute hour day month weekday"
+    return _never(expr)
 
 
 def _never(expr: str) -> str:

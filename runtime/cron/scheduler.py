@@ -32,13 +32,12 @@ from triops.runtime.cron.job import (
     due_at,
     due_slots,
     new_job,
-    next_run_at,
     read_view,
     view,
 )
 from triops.runtime.cron.receipt import Claim, LogEntry
 from triops.runtime.cron.schedule import At
-from triops.runtime.errors import Invalid, NotFound, RuntimeFault, Unavailable
+from triops.runtime.errors import NotFound, RuntimeFault, Unavailable
 from triops.runtime.events import CronEvent
 from triops.runtime.logs import Log
 from triops.runtime.runs.state import Accepted, Submission, Terminal
@@ -47,7 +46,7 @@ from triops.runtime.store import cron as stored
 from triops.runtime.store.sqlite import Outcome, Store
 
 T = TypeVar("T")
-RunMode = Literal["due", "force", "if-enabled"]
+RunMode = Literal["due", "force"]
 
 INBOX_CAPACITY = 64  # what people ask for and ends of slots; when full, the sender waits
 MOST_RUNNING = 8  # slots at once; more wait unclaimed. One that is asked for by hand does not wait
@@ -99,7 +98,8 @@ class _Reply(Generic[T]):
 
     def __init__(self) -> None:
         self._told = trio.Event()
-        self._outcome = Outcome[T](error=Unavailable("the cron scheduler stopped meanwhile; look before trying again"))
+        gone = Unavailable("the cron scheduler stopped meanwhile; look before trying again")
+        self._outcome: Outcome[T] = Outcome(error=gone)
 
     async def settle(self, work: Callable[[trio.Nursery], Awaitable[T]], slots: trio.Nursery) -> None:
         try:
@@ -198,7 +198,7 @@ class CronScheduler:
         """A page of jobs, the next one due first."""
         now = self._clock()
         jobs = [job for job in await self._store.read(stored.load) if job.enabled or query.include_disabled]
-        jobs.sort(key=lambda job: (next_run_at(job, now) or float("inf"), job.created_at_ms))
+        jobs.sort(key=lambda job: (due_at(job, now) or float("inf"), job.created_at_ms))
         shown = jobs[query.offset : query.offset + query.limit]
         return {
             "jobs": [read_view(job, now) | {"effectiveAgentId": job.agent_id or DEFAULT_AGENT} for job in shown],
@@ -248,7 +248,7 @@ class CronScheduler:
             await self._admit(job)
         async with trio.open_nursery() as slots:
             for claim in claims:
-                slots.start_soon(self._resume, claim, name=f"resume {claim.run_id}")
+                slots.start_soon(self._resume, self._jobs[claim.job_id], claim, name=f"resume {claim.run_id}")
             task_status.started()
             while True:
                 pause = await self._fire_due(slots)
@@ -261,21 +261,16 @@ class CronScheduler:
     async def _admit(self, job: Job) -> None:
         """Plan a job that was there before the start."""
         now = self._clock()
-        missed: Sequence[int] = ()
-        try:
-            if self._config.skip_missed_jobs and job.enabled and not isinstance(job.schedule, At):
-                missed = due_slots(job, now)
-            self._plan(job, now)
-        except Invalid as fault:
-            self._log.error("a job's schedule cannot be computed, the job is disabled", job=job.id, error=fault)
-            job = receipt.unschedulable(job, now, str(fault))
-        else:
-            if not missed or job.state.running_at_ms is not None:
-                return
-            job = replace(job, decided_ms=missed[-1])
-        passed = [receipt.passed(job, slot, now, "missed: the scheduler was not running") for slot in missed]
-        await self._store.write(lambda db: stored.skip(db, job, passed))
         self._plan(job, now)
+        due = self._due.get(job.id)
+        if job.enabled and due is None and job.state.running_at_ms is None:
+            self._log.error("a job has no next run; is its time zone known here?", job=job.id, schedule=job.schedule)
+        if self._config.skip_missed_jobs and due is not None and due <= now and not isinstance(job.schedule, At):
+            missed = due_slots(job, now)
+            passed = [receipt.passed(job, slot, now, "missed: the scheduler was not running") for slot in missed]
+            job = replace(job, decided_ms=missed[-1])
+            await self._store.write(lambda db: stored.skip(db, job, passed))
+            self._plan(job, now)
 
     def _plan(self, job: Job, now: int) -> None:
         self._jobs[job.id] = job
@@ -336,17 +331,15 @@ class CronScheduler:
         submission = _submission(job, claim)
         if job.wake_mode == "next-heartbeat" and isinstance(submission.message, SystemMessage):
             await self._runs.append(job.session, submission.message)
-            return receipt.finished(job, claim, self._clock())
+            return receipt.ended(job, claim, self._clock())
         accepted = await self._runs.submit(submission)
         terminal = await self._runs.wait(claim.run_id)
-        return receipt.finished(job, claim, self._clock(), terminal, session_id=accepted.session_id)
+        return receipt.ended(job, claim, self._clock(), terminal, session_id=accepted.session_id)
 
-    async def _resume(self, claim: Claim) -> None:
+    async def _resume(self, job: Job, claim: Claim) -> None:
         """A slot that was claimed before this start is never run again; if its run was accepted, its end counts."""
-        job = self._jobs.get(claim.job_id)
         try:
-            terminal = await self._runs.wait(claim.run_id)
-            entry = receipt.finished(job, claim, self._clock(), terminal)
+            entry = receipt.ended(job, claim, self._clock(), await self._runs.wait(claim.run_id))
         except NotFound:
             words = "interrupted: the process stopped before the run was accepted"
             entry = receipt.failed(job, claim, self._clock(), words, "server_error")
@@ -354,27 +347,25 @@ class CronScheduler:
 
     async def _end(self, claim: Claim, entry: LogEntry, _slots: trio.Nursery) -> None:
         """A slot is over: its receipt, what it means for the job, and what passed meanwhile."""
-        now = self._clock()
-        before = job = self._jobs.get(claim.job_id)
+        now, scheduled = self._clock(), claim.slot_ms is not None
+        before = self._jobs.get(claim.job_id)
+        job = before and receipt.settled(before, entry, scheduled=scheduled)
         passed: Sequence[LogEntry] = ()
-        if before is not None:
-            job = receipt.settled(before, entry, scheduled=claim.slot_ms is not None)
-            if claim.slot_ms is not None and not isinstance(job.schedule, At):
-                passed = [receipt.passed(job, slot, now, "already-running") for slot in due_slots(job, now)]
-                job = replace(job, decided_ms=passed[-1].run_at_ms) if passed else job
-            entry = replace(entry, next_run_at_ms=next_run_at(job, now))
-        spent = job is not None and receipt.is_spent(job)
-        kept = None if spent else job
+        if job is not None and scheduled and not isinstance(job.schedule, At):
+            passed = [receipt.passed(job, slot, now, "already-running") for slot in due_slots(job, now)]
+            job = replace(job, decided_ms=passed[-1].run_at_ms) if passed else job
+        spent = job is not None and receipt.is_spent(job, entry)
+        entry = replace(entry, next_run_at_ms=due_at(job, now) if job else None)
         while True:
             try:
-                await self._store.write(lambda db: stored.finish(db, kept, entry, passed))
+                await self._store.write(lambda db: stored.finish(db, None if spent else job, claim, entry, passed))
                 break
             except Unavailable as fault:
                 self._log.error("the receipt of a slot could not be stored, trying again", error=fault)
                 await trio.sleep(RETRY_STORE)
         self._running.discard(claim.run_id)
         self._publish(claim.job_id, "finished", job, **receipt.event_fields(entry))
-        if job is None or before is None:
+        if before is None or job is None:
             return
         self._plan(job, now)
         if spent:
@@ -382,7 +373,7 @@ class CronScheduler:
             self._tell("removed", job)
         elif before.enabled and not job.enabled:
             self._tell("updated", job)
-        elif claim.slot_ms is not None:
+        elif scheduled:
             self._tell("scheduled", job)
 
     async def _add(self, job: Job, _slots: trio.Nursery) -> dict[str, Any]:
@@ -404,8 +395,6 @@ class CronScheduler:
         instance = {"processInstanceId": self._instance}
         if job.state.running_at_ms is not None:
             return {"ok": True, "ran": False, "reason": "already-running", **instance}
-        if mode == "if-enabled" and not job.enabled:
-            return {"ok": True, "ran": False, "reason": "disabled", **instance}
         self._by_hand += 1
         run_id = f"manual:{job_id}:{now}:{self._by_hand}"
         if mode != "due":
@@ -420,7 +409,7 @@ class CronScheduler:
         return self._jobs[job_id]
 
     def _tell(self, action: str, job: Job, **more: Any) -> None:
-        next_run = next_run_at(job, self._clock()) if action in ("added", "updated", "scheduled") else None
+        next_run = due_at(job, self._clock()) if action in ("added", "updated", "scheduled") else None
         self._publish(job.id, action, job, **more, **({"nextRunAtMs": next_run} if next_run is not None else {}))
 
     def _publish(self, job_id: str, action: str, job: Job | None, **more: Any) -> None:

@@ -39,7 +39,7 @@ class Lane:
         return self.active is None and not self.starting and not self.queue and not self.places
 
     def take_steering(self) -> list[Run]:
-        """The waiting runs that the active turn may take in now: what people say at the head, and want to steer with."""
+        """The waiting runs that the active turn may take in now: people's words at the head that want to steer."""
         taken: list[Run] = []
         while self.queue and _steers(self.queue[0]):
             taken.append(self.queue.popleft())

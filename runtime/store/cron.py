@@ -33,21 +33,23 @@ class RunsQuery(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbi
     offset: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
+_JOBS = (
+    "SELECT j.job, (SELECT min(claimed_at) FROM cron_receipts r WHERE r.job_id = j.id AND finished_at IS NULL)"
+    " FROM cron_jobs j"
+)
+_RECEIPT = (
+    "INTO cron_receipts (run_id, job_id, slot_ms, claimed_at, finished_at, status, entry) VALUES (?, ?, ?, ?, ?, ?, ?)"
+)
+
+
 def load(db: Db) -> list[Job]:
     """Every job. Whether one runs is not stored with it: it follows from the open claims."""
-    rows = db.execute(f"{_JOBS} ORDER BY j.id").fetchall()
-    return [_job(*row) for row in rows]
+    return [_job(*row) for row in db.execute(_JOBS)]
 
 
 def find(db: Db, job_id: str) -> Job | None:
     row = db.execute(f"{_JOBS} WHERE j.id = ?", (job_id,)).fetchone()
     return _job(*row) if row else None
-
-
-_JOBS = (
-    "SELECT j.job, (SELECT min(claimed_at) FROM cron_receipts r WHERE r.job_id = j.id AND finished_at IS NULL)"
-    " FROM cron_jobs j"
-)
 
 
 def _job(body: str, running_at_ms: int | None) -> Job:
@@ -61,8 +63,9 @@ def save(db: Db, job: Job) -> None:
 
 
 def remove(db: Db, job_id: str) -> None:
-    """Forget a job; its receipts stay for their time."""
+    """Forget a job and its open claim; what is finished keeps its receipt for its time."""
     db.execute("DELETE FROM cron_jobs WHERE id = ?", (job_id,))
+    db.execute("DELETE FROM cron_receipts WHERE job_id = ? AND finished_at IS NULL", (job_id,))
 
 
 def claim(db: Db, job: Job, taken: Claim, passed: Sequence[LogEntry]) -> bool:
@@ -70,45 +73,33 @@ def claim(db: Db, job: Job, taken: Claim, passed: Sequence[LogEntry]) -> bool:
 
     False: the slot was taken before, and must not run again. One that was skipped can be taken: it never ran.
     """
-    _pass(db, passed)
+    skip(db, job, passed)
     db.execute(
         "INSERT INTO cron_receipts (run_id, job_id, slot_ms, claimed_at) VALUES (?, ?, ?, ?)"
         " ON CONFLICT DO UPDATE SET run_id = excluded.run_id, claimed_at = excluded.claimed_at,"
         " finished_at = NULL, status = NULL, entry = NULL WHERE status = 'skipped'",
         (taken.run_id, taken.job_id, taken.slot_ms, taken.claimed_at),
     )
-    claimed = db.changes() == 1
-    save(db, job)
-    return claimed
+    return db.changes() == 1
 
 
-def finish(db: Db, job: Job | None, entry: LogEntry, passed: Sequence[LogEntry]) -> None:
-    """Complete the receipt of a claimed slot, and save the job, if it is still there. Old receipts go."""
-    db.execute(
-        "UPDATE cron_receipts SET finished_at = ?, status = ?, entry = ? WHERE run_id = ?",
-        (entry.ts, entry.status, _encode(entry).decode(), entry.run_id),
-    )
-    _pass(db, passed)
+def finish(db: Db, job: Job | None, claimed: Claim, entry: LogEntry, passed: Sequence[LogEntry]) -> None:
+    """Complete the receipt of a slot, and save the job; None is one that is gone, or goes now. Old receipts go too."""
+    row = (claimed.run_id, claimed.job_id, claimed.slot_ms, claimed.claimed_at)
+    db.execute(f"REPLACE {_RECEIPT}", (*row, entry.ts, entry.status, _encode(entry).decode()))
     if job is not None:
-        save(db, job)
+        skip(db, job, passed)
     else:
-        remove(db, entry.job_id)
-    prune(db, entry.ts)
+        remove(db, claimed.job_id)
+    _prune(db, entry.ts)
 
 
 def skip(db: Db, job: Job, passed: Sequence[LogEntry]) -> None:
     """Save a job, and give its slots that passed unused their receipts."""
     save(db, job)
-    _pass(db, passed)
-
-
-def _pass(db: Db, entries: Sequence[LogEntry]) -> None:
-    for entry in entries:
-        db.execute(
-            "INSERT OR IGNORE INTO cron_receipts (run_id, job_id, slot_ms, claimed_at, finished_at, status, entry)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (entry.run_id, entry.job_id, entry.run_at_ms, entry.ts, entry.ts, entry.status, _encode(entry).decode()),
-        )
+    for entry in passed:
+        row = (entry.run_id, entry.job_id, entry.run_at_ms, entry.ts)
+        db.execute(f"INSERT OR IGNORE {_RECEIPT}", (*row, entry.ts, entry.status, _encode(entry).decode()))
 
 
 def open_claims(db: Db) -> list[Claim]:
@@ -144,7 +135,7 @@ def runs(db: Db, query: RunsQuery) -> tuple[list[dict[str, Any]], int]:
     return [msgspec.json.decode(entry) for (entry,) in rows], total
 
 
-def prune(db: Db, now_ms: int) -> None:
+def _prune(db: Db, now_ms: int) -> None:
     """Drop receipts older than seven days, and all but the newest 2,000. A claim is kept until it is finished."""
     db.execute("DELETE FROM cron_receipts WHERE finished_at < ?", (now_ms - KEEP_MS,))
     db.execute(
@@ -152,3 +143,12 @@ def prune(db: Db, now_ms: int) -> None:
         " WHERE finished_at IS NOT NULL ORDER BY finished_at DESC LIMIT 1 OFFSET ?)",
         (KEEP_ROWS,),
     )
+
+
+def save_heartbeat(db: Db, payload: dict[str, Any]) -> None:
+    db.execute("REPLACE INTO kv (key, value) VALUES ('heartbeat', ?)", (_encode(payload).decode(),))
+
+
+def last_heartbeat(db: Db) -> dict[str, Any] | None:
+    row = db.execute("SELECT value FROM kv WHERE key = 'heartbeat'").fetchone()
+    return msgspec.json.decode(row[0]) if row else None

@@ -1,0 +1,172 @@
+"""The agent loop: ask the model, run the tools that it calls, and again, until it calls none.
+
+This is the file to read first. It knows neither store nor clients: what happens is emitted, what must last is handed
+to `save`, and what people said meanwhile comes out of `steer`.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import assert_never
+
+import msgspec
+
+from triops.agents.errors import LimitReached, ProviderError
+from triops.agents.events import (
+    MessageEnd,
+    MessageStart,
+    Retrying,
+    Steered,
+    TextChunk,
+    ThinkingChunk,
+    TurnEnd,
+    TurnEvent,
+    TurnStart,
+)
+from triops.agents.messages import AssistantMessage, Message, ToolCall, UserMessage
+from triops.agents.model import (
+    Done,
+    ModelInfo,
+    ModelRequest,
+    Provider,
+    ProviderEvent,
+    RetryNotice,
+    TextDelta,
+    ThinkingDelta,
+    ToolCallDelta,
+    ToolSchema,
+)
+from triops.agents.tool import AnyTool
+from triops.agents.toolbox import Toolbox, output_limit
+from triops.agents.transcript import cut_short
+
+
+class Turn(msgspec.Struct, frozen=True, kw_only=True):
+    """All that one turn needs to know, compiled before it starts."""
+
+    run_id: str
+    session_key: str
+    session_id: str
+    model: ModelInfo
+    system: str
+    messages: Sequence[Message]
+    """The history, fitted and paired, with the new input last."""
+    tools: Mapping[str, AnyTool]
+    """What the model may call, by name."""
+    schemas: tuple[ToolSchema, ...]
+    """What the model is told of it."""
+    max_steps: int = 64
+    """Calls of the model."""
+
+
+async def run_turn(
+    turn: Turn,
+    provider: Provider,
+    *,
+    emit: Callable[[TurnEvent], None],
+    save: Callable[[Sequence[Message]], Awaitable[None]],
+    steer: Callable[[], Sequence[UserMessage]],
+    report: Callable[[ToolCall, Exception], None],
+    now: Callable[[], int],
+) -> AssistantMessage:
+    """Play one turn; give back the reply that ends it, which the caller saves.
+
+    `emit` is sync and neither waits nor raises. `save` returns once its messages are on disk; when it raises,
+    `Cancelled` included, none of them is. A call is saved together with its result, and a message that `steer` (sync)
+    handed over is saved before it is told as `Steered`. `report` (sync) hears of a tool's own fault, to log it; the
+    model hears of it too. `now` is milliseconds since the epoch.
+
+    On every way out each start has its end, and `transcript.settle` makes the messages that are not saved yet of
+    what was emitted since the last save.
+
+    Raises:
+        ProviderError: the model failed; its `MessageEnd` (stop reason `error`) holds what had arrived.
+        LimitReached: `max_steps` answers, and the last one still calls tools; those calls are not run.
+    """
+    toolbox = Toolbox(
+        tools=turn.tools,
+        run_id=turn.run_id,
+        session_key=turn.session_key,
+        limit=output_limit(turn.model.context_window),
+        emit=emit,
+        report=report,
+        now=now,
+    )
+    messages = tuple(turn.messages)
+    taken: list[UserMessage] = []
+
+    def interrupted() -> bool:
+        taken.extend(steer())
+        return bool(taken)
+
+    emit(TurnStart())
+    try:
+        step = 0
+        while True:
+            step += 1
+            while arrived := tuple(steer()):
+                await save(arrived)
+                messages += arrived
+                emit(Steered(arrived))
+            reply = await _ask(provider, turn, messages, step, emit, now)
+            if not reply.tool_calls:
+                return reply
+            if step >= turn.max_steps:
+                raise LimitReached(
+                    f"stopped after {step} steps: the model still wanted to call tools."
+                    " What it did is kept; send a message to let it go on"
+                )
+            results = await toolbox.run(reply.tool_calls, interrupted)
+            # In one save: what was taken in is gone from its queue, and a call must not be there without its result.
+            news = (reply, *results, *taken)
+            await save(news)
+            messages += news
+            if taken:
+                emit(Steered(tuple(taken)))
+                taken.clear()
+    finally:
+        emit(TurnEnd())
+
+
+async def _ask(
+    provider: Provider,
+    turn: Turn,
+    messages: tuple[Message, ...],
+    index: int,
+    emit: Callable[[TurnEvent], None],
+    now: Callable[[], int],
+) -> AssistantMessage:
+    """One call of the model, streamed. However it ends, its `MessageEnd` holds what arrived."""
+    request = ModelRequest(
+        model=turn.model,
+        system=turn.system,
+        messages=messages,
+        tools=turn.schemas,
+        session_id=turn.session_id,
+    )
+    received: list[ProviderEvent] = []
+    message: AssistantMessage | None = None
+    emit(MessageStart(index))
+    try:
+        async with provider.stream(request) as batches:
+            async for batch in batches:
+                received.extend(batch)
+                for event in batch:
+                    match event:
+                        case TextDelta():
+                            emit(TextChunk(index, event.text))
+                        case ThinkingDelta():
+                            emit(ThinkingChunk(index, event.text))
+                        case ToolCallDelta():
+                            pass
+                        case RetryNotice():
+                            emit(Retrying(event.attempt, event.max_attempts, event.reason, event.delay))
+                        case Done():
+                            message = event.message
+                        case _:
+                            assert_never(event)
+        if message is None:
+            raise ProviderError("empty_response", f"{turn.model.ref} ended its answer without finishing it")
+    except BaseException as error:
+        emit(MessageEnd(index, message or cut_short(received, turn.model, error, now())))
+        raise
+    emit(MessageEnd(index, message))
+    return message

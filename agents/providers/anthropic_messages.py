@@ -1,0 +1,253 @@
+"""`api: anthropic-messages`: Anthropic's Messages API, and the servers that speak it.
+
+Maps messages to a request and events to events; knows no connection. Anthropic's own endpoint gets cache marks on the
+system prompt and on the last turn; others may refuse them.
+"""
+
+import re
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from triops.agents.messages import (
+    AssistantMessage,
+    StopReason,
+    SystemMessage,
+    Text,
+    Thinking,
+    ToolResultMessage,
+    UserBlock,
+    UserMessage,
+)
+from triops.agents.model import Done, ModelRequest, ProviderEvent
+from triops.agents.providers.draft import Draft, usage_of
+from triops.agents.providers.mapping import reply_limit, seen, told
+from triops.agents.providers.sse import ServerSentEvent
+from triops.agents.providers.wire import Dialect, HttpProvider
+
+_STOPS: dict[str, StopReason] = {
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "tool_use": "toolUse",
+}
+_CACHE = {"type": "ephemeral"}
+_REDACTED = "redacted:"
+"""Marks the signature of thinking that came without words: its data goes back as it is."""
+_encode_json = msgspec.json.Encoder().encode
+_Blocks = list[dict[str, Any]]
+
+
+def encode_request(request: ModelRequest, base_url: str) -> bytes:
+    """The body of `POST /v1/messages`; `ModelInfo.params` are added to it, or replace what it says."""
+    model = request.model
+    turns = _turns(request)
+    system: str | _Blocks = request.system
+    if urlsplit(base_url).hostname == "api.anthropic.com":
+        if turns:
+            turns[-1]["content"][-1]["cache_control"] = _CACHE
+        system = [{"type": "text", "text": request.system, "cache_control": _CACHE}] if request.system else ""
+    body: dict[str, Any] = {"model": model.ref.model, "max_tokens": reply_limit(request), "stream": True}
+    if system:
+        body["system"] = system
+    body["messages"] = turns
+    if request.temperature is not None and model.compat.supports_temperature:
+        body["temperature"] = request.temperature
+    if request.tools and model.compat.supports_tools:
+        body["tools"] = [
+            {"name": tool.name, "description": tool.description, "input_schema": tool.parameters}
+            for tool in request.tools
+        ]
+    return _encode_json({**body, **dict(model.params)})
+
+
+def _turns(request: ModelRequest) -> list[dict[str, Any]]:
+    """Roles alternate: what the user, the system and tools say between two replies is one turn, results first."""
+    turns: list[dict[str, Any]] = []
+    for message in request.messages:
+        match message:
+            case UserMessage():
+                role, blocks = "user", _content(seen(message.content, request.model))
+            case SystemMessage():
+                role, blocks = "user", _content([Text(told(message))])
+            case AssistantMessage():
+                role, blocks = "assistant", _assistant(message, request.model.ref.provider)
+            case ToolResultMessage():
+                role, blocks = "user", [_result(message, request)]
+        if blocks and turns and turns[-1]["role"] == role:
+            turns[-1]["content"] += blocks
+        elif blocks:
+            turns.append({"role": role, "content": blocks})
+    return turns
+
+
+def _content(blocks: list[UserBlock]) -> _Blocks:
+    return [
+        {"type": "text", "text": block.text}
+        if isinstance(block, Text)
+        else {"type": "image", "source": {"type": "base64", "media_type": block.mime_type, "data": block.data}}
+        for block in blocks
+    ]
+
+
+def _result(message: ToolResultMessage, request: ModelRequest) -> dict[str, Any]:
+    content = _content(seen(message.content, request.model)) or [{"type": "text", "text": "(no output)"}]
+    result = {"type": "tool_result", "tool_use_id": _id(message.tool_call_id), "content": content}
+    return {**result, "is_error": True} if message.is_error else result
+
+
+def _assistant(message: AssistantMessage, provider: str) -> _Blocks:
+    blocks: _Blocks = []
+    for block in message.content:
+        if isinstance(block, Text):
+            if block.text.strip():  # white space alone is refused
+                blocks.append({"type": "text", "text": block.text})
+        elif isinstance(block, Thinking):
+            if block.signature and message.provider == provider:
+                blocks.append(_thinking(block))
+        else:
+            blocks.append({"type": "tool_use", "id": _id(block.id), "name": block.name, "input": block.arguments})
+    return blocks
+
+
+def _thinking(block: Thinking) -> dict[str, Any]:
+    if block.signature.startswith(_REDACTED):
+        return {"type": "redacted_thinking", "data": block.signature.removeprefix(_REDACTED)}
+    return {"type": "thinking", "thinking": block.thinking, "signature": block.signature}
+
+
+def _id(id: str) -> str:
+    """Other providers' call ids may hold characters that are refused here."""
+    return re.sub(r"[^a-zA-Z0-9_-]", "_", id)
+
+
+class _Block(msgspec.Struct):
+    type: str
+    id: str = ""
+    name: str = ""
+    text: str = ""
+    thinking: str = ""
+    signature: str = ""
+    data: str = ""
+    input: dict[str, Any] | None = None
+
+
+class _Delta(msgspec.Struct):
+    text: str | None = None
+    thinking: str | None = None
+    signature: str | None = None
+    partial_json: str | None = None
+    stop_reason: str | None = None
+
+
+class _Start(msgspec.Struct):
+    id: str = ""
+    usage: dict[str, Any] | None = None
+
+
+class _Event(msgspec.Struct):
+    type: str
+    index: int = 0
+    message: _Start | None = None
+    content_block: _Block | None = None
+    delta: _Delta | None = None
+    usage: dict[str, Any] | None = None
+    error: Any = None
+
+
+_decoder = msgspec.json.Decoder(_Event)
+
+
+class MessagesParser:
+    """Events in, events out; `message_stop` ends the reply."""
+
+    def __init__(self, draft: Draft) -> None:
+        self._draft = draft
+        self._stop: str | None = None
+        self._usage: dict[str, Any] = {}
+
+    def feed(self, event: ServerSentEvent) -> list[ProviderEvent]:
+        said = self._draft.decode(_decoder, event.data)
+        match said.type:
+            case "message_start" if said.message:
+                self._draft.response_id = said.message.id
+                self._count(said.message.usage)
+            case "content_block_start" if said.content_block:
+                return self._begin(said.index, said.content_block)
+            case "content_block_delta" if said.delta:
+                return self._grow(said.index, said.delta)
+            case "message_delta":
+                self._stop = (said.delta and said.delta.stop_reason) or self._stop
+                self._count(said.usage)
+            case "message_stop":
+                return [self._done()]
+            case "error":
+                raise self._draft.faults.event(said.error)
+            case _:
+                pass  # a ping, the end of a block, or what the API has learnt since: it asks clients to pass over those
+        return []
+
+    def end(self) -> Done:
+        if self._stop is None:
+            raise self._draft.faults.cut()
+        return self._done()
+
+    def _begin(self, index: int, block: _Block) -> list[ProviderEvent]:
+        draft = self._draft
+        match block.type:
+            case "tool_use":
+                begun = draft.call(index, block.id, block.name)
+                return begun + (draft.arguments(index, _encode_json(block.input).decode()) if block.input else [])
+            case "redacted_thinking":
+                draft.sign(index, _REDACTED + block.data)
+                return []
+            case "thinking":
+                if block.signature:
+                    draft.sign(index, block.signature)
+                return draft.thinking(index, block.thinking)
+            case _:
+                return draft.text(index, block.text)
+
+    def _grow(self, index: int, delta: _Delta) -> list[ProviderEvent]:
+        draft = self._draft
+        if delta.signature:
+            draft.sign(index, delta.signature)
+        if delta.partial_json:
+            return draft.arguments(index, delta.partial_json)
+        return draft.thinking(index, delta.thinking or "") + draft.text(index, delta.text or "")
+
+    def _count(self, usage: dict[str, Any] | None) -> None:
+        """Counts are cumulative, and each event names only some of them."""
+        self._usage.update({name: number for name, number in (usage or {}).items() if number is not None})
+        named = self._usage.get
+        self._draft.usage = usage_of(
+            self._draft.model,
+            input=named("input_tokens"),
+            output=named("output_tokens"),
+            cache_read=named("cache_read_input_tokens"),
+            cache_write=named("cache_creation_input_tokens"),
+        )
+
+    def _done(self) -> Done:
+        return self._draft.done(_STOPS.get(self._stop or "", "stop"))
+
+
+def _url(base: str, path: str) -> str:
+    return f"{base.removesuffix('/v1')}/v1/{path}"
+
+
+MESSAGES = Dialect(
+    api="anthropic-messages",
+    chat_url=lambda base: _url(base, "messages"),
+    models_url=lambda base: _url(base, "models"),
+    encode=encode_request,
+    parser=MessagesParser,
+    key_header="x-api-key",
+    headers=(("anthropic-version", "2023-06-01"),),
+)
+
+
+class AnthropicMessagesProvider(HttpProvider):
+    """Any server of the Messages API; `base_url` may end in `/v1` or not."""
+
+    dialect = MESSAGES

@@ -1,0 +1,175 @@
+"""Which failure a provider's answer means: status, headers and words to one typed error. Pure; knows no wire format.
+
+The classes are the protocol's (agent-loop.md section 8); the texts that mark an overflow or an empty account are those
+that providers are known to send.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from email.utils import parsedate_to_datetime
+from typing import Any, cast
+
+import msgspec
+
+from triops.agents.errors import ContextOverflow, ErrorKind, ProviderError
+
+NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""All that decoding bytes which are not JSON can raise."""
+
+_ACCESS = "; check the key or login of this provider"
+_STATUSES: dict[int, tuple[ErrorKind, str]] = {
+    400: ("format", "request refused as malformed"),
+    401: ("auth", f"not authorised{_ACCESS}"),
+    402: ("billing", "the account has no credit"),
+    403: ("auth", f"not allowed{_ACCESS}"),
+    404: ("model_not_found", "not found; check the model's id and baseUrl"),
+    408: ("timeout", "provider timed out"),
+    422: ("format", "request refused as malformed"),
+    429: ("rate_limit", "too many requests"),
+    499: ("timeout", "provider timed out"),
+    504: ("timeout", "provider timed out"),
+    522: ("timeout", "provider timed out"),
+    524: ("timeout", "provider timed out"),
+    529: ("overloaded", "provider overloaded"),
+}
+_RETRYABLE: frozenset[ErrorKind] = frozenset({"timeout", "rate_limit", "overloaded", "server_error"})
+
+_OVERFLOW = re.compile(
+    r"context[_ ]length|context[_ ]size|context[_ ]window|maximum context|prompt is too long|input is too long"
+    r"|tokens? to keep from the initial prompt|too many (?:input )?tokens|request_too_large",
+    re.IGNORECASE,
+)
+_NO_CREDIT = re.compile(r"insufficient_quota|insufficient (?:credits?|balance|funds)|credit balance", re.IGNORECASE)
+_NO_MODEL = re.compile(r"model_not_found|(?:unknown|no such) model|model\b.{1,80}(?:not found|does not exist)", re.I)
+_NAMED_STATUSES = (
+    ("overloaded", 529),
+    ("rate_limit", 429),
+    ("too_many", 429),
+    ("quota", 429),
+    ("auth", 401),
+    ("api_key", 401),
+    ("permission", 403),
+    ("billing", 402),
+    ("not_found", 404),
+    ("too_large", 413),
+    ("invalid", 400),
+    ("timeout", 504),
+)
+_SECRETS = re.compile(r"(?:\bsk-|\bgsk_|\bxai-|\bAIza|\beyJ)[\w.*-]{6,}|\bbearer +[\w.~+/=*-]{6,}", re.IGNORECASE)
+
+
+def classify(
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    model: str = "the provider's",
+    secrets: Iterable[str] = (),
+) -> ProviderError:
+    """The error that an HTTP answer means. `headers` has lower-case names; `secrets` are struck from the words."""
+    return _fault(status, body.decode(errors="replace"), f"HTTP {status}", model, secrets, status, retry_after(headers))
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds to wait, as the provider asked; a date counts from the answer's own `date`, not from our clock."""
+    value = headers.get("retry-after", "").strip()
+    if re.fullmatch(r"\d+(\.\d+)?", value):
+        return float(value)
+    try:
+        until, sent = parsedate_to_datetime(value), parsedate_to_datetime(headers.get("date", ""))
+        return max(0.0, (until - sent).total_seconds())
+    except (ValueError, TypeError):  # no date, or one with a zone and one without
+        return None
+
+
+def redact(text: str, secrets: Iterable[str] = ()) -> str:
+    """`text` without `secrets` and without what looks like a key or a token."""
+    for secret in secrets:
+        text = text.replace(secret, "[redacted]")
+    return _SECRETS.sub("[redacted]", text)
+
+
+class Faults:
+    """Makes the errors of one request: knows which model was asked and what must not be repeated."""
+
+    def __init__(self, model: str, secrets: Iterable[str] = ()) -> None:
+        self._model = model
+        self._secrets = tuple(secrets)
+
+    def answer(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
+        return classify(status, headers, body, model=self._model, secrets=self._secrets)
+
+    def event(self, error: object) -> ProviderError:
+        """From an error object inside a stream, whose name or code says what an HTTP status would have."""
+        text = msgspec.json.encode(error).decode()
+        return _fault(_named_status(error), text, "in its stream", self._model, self._secrets)
+
+    def garbled(self, what: str, data: bytes) -> ProviderError:
+        words = redact(data[:2000].decode(errors="replace"), self._secrets)
+        return ProviderError("format", f"{self._model} answered with {what}", detail=" ".join(words.split()))
+
+    def cut(self) -> ProviderError:
+        return ProviderError(
+            "connection", f"{self._model} request failed (the stream ended before the reply did)", retryable=True
+        )
+
+    def empty(self, *, retryable: bool) -> ProviderError:
+        return ProviderError("empty_response", f"{self._model} answered with no content", retryable=retryable)
+
+
+def _fault(
+    status: int,
+    text: str,
+    where: str,
+    model: str,
+    secrets: Iterable[str],
+    http_status: int | None = None,
+    wait: float | None = None,
+) -> ProviderError:
+    detail = " ".join(redact(_words(text), secrets).split())
+    if status == 413 or (status in (400, 422, 500) and _OVERFLOW.search(text)):
+        message = f"{model} request failed (longer than the model's context, {where})"
+        return ContextOverflow(message, status=http_status, detail=detail)
+    kind, phrase = _STATUSES.get(
+        status,
+        ("server_error", "provider internal error") if status >= 500 else ("unclassified", "unexpected answer"),
+    )
+    if kind in ("format", "auth", "rate_limit") and _NO_CREDIT.search(text):
+        kind, phrase = _STATUSES[402]
+    elif kind == "format" and _NO_MODEL.search(text):
+        kind, phrase = _STATUSES[404]
+    phrase, _, advice = phrase.partition("; ")
+    message = f"{model} request failed ({phrase}, {where})" + (f"; {advice}" if advice else "")
+    return ProviderError(
+        kind, message, retryable=kind in _RETRYABLE, retry_after=wait, status=http_status, detail=detail
+    )
+
+
+def _words(text: str) -> str:
+    """What an error body says to people, whatever its shape."""
+    try:
+        value: Any = msgspec.json.decode(text)
+    except NOT_JSON:
+        return "an HTML page" if text.lstrip().startswith("<") else text
+    for _ in range(4):
+        if isinstance(value, list) and value:
+            value = cast("list[Any]", value)[0]
+        if not isinstance(value, dict):
+            break
+        fields = cast("dict[str, Any]", value)
+        value = next((fields[name] for name in ("error", "message", "detail") if fields.get(name)), text)
+    return value if isinstance(value, str) else text
+
+
+def _named_status(error: object) -> int:
+    if not isinstance(error, dict):
+        return 500
+    fields = cast("dict[str, Any]", error)
+    names = [str(fields.get(name) or "") for name in ("code", "type", "status")]
+    for name in names:
+        if re.fullmatch(r"[45]\d\d", name):
+            return int(name)
+    joined = " ".join(names).lower()
+    if _OVERFLOW.search(joined):
+        return 400
+    return next((status for part, status in _NAMED_STATUSES if part in joined), 500)

@@ -1,0 +1,231 @@
+"""`api: openai-completions`: the chat completions of OpenAI, and of nearly every local server, in their dialects.
+
+Maps messages to a request and chunks to events; knows no connection. Endpoints differ in how they stream tool calls:
+without ids, without indexes, with arguments as an object, several in one chunk, the same index for all. All are read.
+"""
+
+from typing import Any
+
+import msgspec
+
+from triops.agents.messages import (
+    AssistantMessage,
+    Image,
+    StopReason,
+    SystemMessage,
+    Text,
+    ToolCall,
+    ToolResultMessage,
+    UserBlock,
+    UserMessage,
+)
+from triops.agents.model import Done, ModelRequest, ProviderEvent
+from triops.agents.providers.draft import INVALID_ARGUMENTS, Draft, openai_usage, parse_arguments
+from triops.agents.providers.mapping import reply_limit, seen, told
+from triops.agents.providers.sse import ServerSentEvent
+from triops.agents.providers.wire import Dialect, HttpProvider
+
+_STOPS: dict[str, StopReason] = {"length": "length", "tool_calls": "toolUse", "function_call": "toolUse"}
+_encode_json = msgspec.json.Encoder().encode
+
+
+def encode_request(request: ModelRequest, base_url: str) -> bytes:
+    """The body of `POST /chat/completions`; `ModelInfo.params` are added to it, or replace what it says."""
+    model = request.model
+    compat = model.compat
+    body: dict[str, Any] = {"model": model.ref.model, "messages": _turns(request), "stream": True}
+    if compat.supports_usage_in_streaming:
+        body["stream_options"] = {"include_usage": True}
+    if compat.supports_store:
+        body["store"] = False
+    body[compat.max_tokens_field] = reply_limit(request)
+    if request.temperature is not None and compat.supports_temperature:
+        body["temperature"] = request.temperature
+    if request.tools and compat.supports_tools:
+        body["tools"] = [{"type": "function", "function": tool} for tool in request.tools]
+    return _encode_json({**body, **dict(model.params)})
+
+
+def _turns(request: ModelRequest) -> list[dict[str, Any]]:
+    model, compat = request.model, request.model.compat
+    turns: list[dict[str, Any]] = []
+    if request.system:
+        role = "developer" if compat.supports_developer_role else "system"
+        turns.append({"role": role, "content": request.system})
+    images: list[UserBlock] = []  # of tool results: they follow as a user's, once all results of a batch are there
+    for message in request.messages:
+        if images and not isinstance(message, ToolResultMessage):
+            _say(turns, images)
+            images = []
+        match message:
+            case UserMessage():
+                _say(turns, seen(message.content, model))
+            case SystemMessage():
+                _say(turns, [Text(told(message))])
+            case AssistantMessage():
+                if message.text or message.tool_calls:
+                    turns.append(_assistant(message, null_content=not compat.requires_string_content))
+            case ToolResultMessage():
+                blocks = seen(message.content, model)
+                images += [block for block in blocks if isinstance(block, Image)]
+                words = "".join(block.text for block in blocks if isinstance(block, Text))
+                turns.append({"role": "tool", "tool_call_id": message.tool_call_id, "content": words or "(no output)"})
+    if images:
+        _say(turns, images)
+    return [{**turn, "content": _user_content(turn["content"])} if turn["role"] == "user" else turn for turn in turns]
+
+
+def _say(turns: list[dict[str, Any]], blocks: list[UserBlock]) -> None:
+    """Add to the user's turn, or begin one: many chat templates refuse two in a row."""
+    if turns and turns[-1]["role"] == "user":
+        turns[-1]["content"] += blocks
+    elif blocks:
+        turns.append({"role": "user", "content": list(blocks)})
+
+
+def _user_content(blocks: list[UserBlock]) -> str | list[dict[str, Any]]:
+    if all(isinstance(block, Text) for block in blocks):
+        return "\n\n".join(block.text for block in blocks if isinstance(block, Text))
+    return [
+        {"type": "text", "text": block.text}
+        if isinstance(block, Text)
+        else {"type": "image_url", "image_url": {"url": f"data:{block.mime_type};base64,{block.data}"}}
+        for block in blocks
+    ]
+
+
+def _assistant(message: AssistantMessage, *, null_content: bool) -> dict[str, Any]:
+    turn: dict[str, Any] = {"role": "assistant", "content": message.text or (None if null_content else "")}
+    if message.tool_calls:
+        turn["tool_calls"] = [_call(call) for call in message.tool_calls]
+    return turn
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": _encode_json(call.arguments).decode()}
+    return {"id": call.id, "type": "function", "function": function}
+
+
+class _Function(msgspec.Struct):
+    name: str | None = None
+    arguments: str | dict[str, Any] | None = None
+
+
+class _CallFragment(msgspec.Struct):
+    index: int | None = None
+    id: str | None = None
+    function: _Function | None = None
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    refusal: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[_CallFragment] | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta | None = None
+    finish_reason: str | None = None
+
+
+class _Chunk(msgspec.Struct):
+    id: str | None = None
+    choices: list[_Choice] | None = None
+    usage: dict[str, Any] | None = None
+    error: Any = None
+
+
+_decoder = msgspec.json.Decoder(_Chunk)
+
+
+class CompletionsParser:
+    """Chunks in, events out. The reply ends with `[DONE]`, or with a stream that named its reason and then ended."""
+
+    def __init__(self, draft: Draft) -> None:
+        self._draft = draft
+        self._finish: str | None = None
+        self._at: dict[int, int] = {}
+        self._calls: list[str] = []
+
+    def feed(self, event: ServerSentEvent) -> list[ProviderEvent]:
+        if event.data.strip() == b"[DONE]":
+            return [self._done()]
+        chunk = self._draft.decode(_decoder, event.data)
+        if chunk.error:
+            raise self._draft.faults.event(chunk.error)
+        if chunk.id:
+            self._draft.response_id = chunk.id
+        if chunk.usage:
+            self._draft.usage = openai_usage(self._draft.model, chunk.usage, "prompt_tokens", "completion_tokens")
+        events: list[ProviderEvent] = []
+        for choice in (chunk.choices or ())[:1]:
+            if choice.delta:
+                events += self._grow(choice.delta)
+            self._finish = choice.finish_reason or self._finish
+        return events
+
+    def end(self) -> Done:
+        if self._finish is None:
+            raise self._draft.faults.cut()
+        return self._done()
+
+    def _done(self) -> Done:
+        return self._draft.done(_STOPS.get(self._finish or "", "stop"))
+
+    def _grow(self, delta: _Delta) -> list[ProviderEvent]:
+        draft = self._draft
+        events = draft.thinking("thinking", delta.reasoning_content or delta.reasoning or "")
+        events += draft.text("text", delta.content or delta.refusal or "")
+        for fragment in delta.tool_calls or ():
+            events += self._grow_call(fragment, fragment.function or _Function())
+        return events
+
+    def _grow_call(self, fragment: _CallFragment, function: _Function) -> list[ProviderEvent]:
+        arguments = function.arguments
+        if isinstance(arguments, dict):
+            arguments = _encode_json(arguments).decode()
+        number = self._call_of(fragment, function, arguments or "")
+        if number is None:
+            number = len(self._calls)
+            self._calls.append(fragment.id or "")
+            self._draft.call(number, fragment.id or "", function.name or "")
+        if fragment.index is not None:
+            self._at[fragment.index] = number
+        return self._draft.arguments(number, arguments or "")
+
+    def _call_of(self, fragment: _CallFragment, function: _Function, arguments: str) -> int | None:
+        """The call that `fragment` goes on with; None if it begins one."""
+        if fragment.index is not None:
+            number = self._at.get(fragment.index)
+        elif fragment.id in self._calls:
+            number = self._calls.index(fragment.id)
+        else:
+            number = len(self._calls) - 1 if self._calls and not function.name else None
+        if number is None:
+            return None
+        if fragment.id and self._calls[number] and fragment.id != self._calls[number]:
+            return None  # the index is the same for all, the ids are not
+        if function.name and arguments and self._is_whole(number):
+            return None  # neither tells them apart, but the one before is complete
+        return number
+
+    def _is_whole(self, number: int) -> bool:
+        written = self._draft.written(number)
+        return bool(written) and INVALID_ARGUMENTS not in parse_arguments(written)
+
+
+COMPLETIONS = Dialect(
+    api="openai-completions",
+    chat_url=lambda base: f"{base}/chat/completions",
+    models_url=lambda base: f"{base}/models",
+    encode=encode_request,
+    parser=CompletionsParser,
+)
+
+
+class OpenAICompletionsProvider(HttpProvider):
+    """Any server of chat completions; `base_url` is used as it is given, with or without its `/v1`."""
+
+    dialect = COMPLETIONS

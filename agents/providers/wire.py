@@ -1,0 +1,311 @@
+"""What all wire formats share: ask over HTTP, feed the parser, retry where people can see it, build the reply.
+
+Knows no format: a format is a `Dialect` of pure functions, and `HttpProvider` is the provider that speaks it.
+"""
+
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, ClassVar, Literal, Protocol, cast
+
+import msgspec
+import trio
+
+from triops.agents.errors import ProviderError
+from triops.agents.model import Done, ModelInfo, ModelRef, ModelRequest, ProviderEvent, RetryNotice
+from triops.agents.providers.draft import Draft
+from triops.agents.providers.faults import NOT_JSON, Faults
+from triops.agents.providers.http import HttpClient, Response, default_idle
+from triops.agents.providers.sse import ServerSentEvent, SseParser
+
+RETRY_PAUSES = (0.5, 2.0)
+"""Seconds before each further attempt, where the provider names none."""
+RETRY_AFTER_LIMIT = 8.0
+"""Seconds; a provider that wants more is not waited for here: the caller decides."""
+RETRY_BUDGET = 20.0
+"""Seconds from the first attempt, past which no further one starts."""
+DRAIN_LIMIT = 0.2
+"""Seconds to wait, after the reply, for the end of the body that lets the connection be kept."""
+ERROR_BODY = 1 << 16
+
+Clock = Callable[[], int]
+ApiKey = Callable[[], str | None] | str | None
+Login = Callable[[], Awaitable[dict[str, str]]]
+"""The headers that say who asks, made anew for each request."""
+
+
+def wall_clock() -> int:
+    """Milliseconds since the epoch, for who does not bring a clock."""
+    return time.time_ns() // 1_000_000
+
+
+class Parser(Protocol):
+    """One stream of one format, without IO."""
+
+    def feed(self, event: ServerSentEvent) -> Sequence[ProviderEvent]:
+        """What `event` says; `Done` ends the reply. Raises `ProviderError`."""
+        ...
+
+    def end(self) -> Done:
+        """The reply, if a stream that just ended was complete without saying so. Raises `ProviderError`."""
+        ...
+
+
+class Dialect(msgspec.Struct, frozen=True):
+    """A wire format: where to ask, how to say it, how to read the answer. All pure."""
+
+    api: str
+    chat_url: Callable[[str], str]
+    models_url: Callable[[str], str]
+    encode: Callable[[ModelRequest, str], bytes]
+    """The body; the base URL is given because one vendor's own endpoint can do more than its dialect."""
+    parser: Callable[[Draft], Parser]
+    key_header: Literal["authorization", "x-api-key"] = "authorization"
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+def key_login(api_key: ApiKey, header: str) -> Login:
+    """The login of who has a key, or of who needs none: then no header is sent."""
+
+    async def login() -> dict[str, str]:
+        key = ((api_key() if callable(api_key) else api_key) or "").strip()
+        if not key:
+            return {}
+        return {header: f"Bearer {key}" if header == "authorization" else key}
+
+    return login
+
+
+class Endpoint:
+    """Where a provider asks, as whom, and how much silence it bears. Holds the way to the key, never shows it."""
+
+    def __init__(
+        self,
+        *,
+        id: str,
+        base_url: str,
+        http: HttpClient,
+        login: Login,
+        headers: Mapping[str, str] | None = None,
+        idle: float | None = None,
+        now: Clock = wall_clock,
+    ) -> None:
+        self.id = id
+        self.base_url = base_url.rstrip("/")
+        self.http = http
+        self.idle = default_idle(base_url) if idle is None else idle
+        self.now = now
+        self._login = login
+        self._headers = dict(headers or {})
+
+    async def sign(self, model: ModelInfo | None = None) -> tuple[dict[str, str], Faults]:
+        """The headers of one request, and the maker of its errors, which knows what is secret among them."""
+        login = await self._login()
+        extra = {**self._headers, **dict(model.headers if model else ())}
+        secrets = [value.removeprefix("Bearer ") for value in (*login.values(), *extra.values())]
+        asked = str(model.ref) if model else f"{self.id}'s list of models"
+        return {"user-agent": "triops", **extra, **login}, Faults(asked, [s for s in secrets if len(s) > 3])
+
+
+class HttpProvider:
+    """A `Provider` that speaks one dialect to one endpoint; a format's own class only names its dialect.
+
+    `idle` is in seconds; None takes the default for where `base_url` lies. `bearer` sends the key as a bearer token
+    where the dialect has a header of its own. With `discover` it asks the endpoint for its models. `http` stays its
+    owner's: `aclose` leaves it open.
+    """
+
+    dialect: ClassVar[Dialect]
+
+    def __init__(
+        self,
+        *,
+        id: str,
+        base_url: str,
+        http: HttpClient,
+        api_key: ApiKey = None,
+        headers: Mapping[str, str] | None = None,
+        idle: float | None = None,
+        bearer: bool = False,
+        discover: bool = False,
+        now: Clock = wall_clock,
+    ) -> None:
+        login = key_login(api_key, "authorization" if bearer else self.dialect.key_header)
+        every = {**dict(self.dialect.headers), **(headers or {})}
+        self._discover = discover
+        self._endpoint = Endpoint(id=id, base_url=base_url, http=http, login=login, headers=every, idle=idle, now=now)
+
+    @property
+    def id(self) -> str:
+        return self._endpoint.id
+
+    def stream(self, request: ModelRequest) -> "EventStream":
+        return stream_reply(self._endpoint, self.dialect, request)
+
+    async def discover(self) -> Sequence[ModelInfo]:
+        if not self._discover:
+            return ()
+        answer = await self._list_models()
+        return listed_models(answer, self.id, self.dialect.api)
+
+    async def resolve_dynamic(self, model_id: str) -> ModelInfo | None:
+        return None
+
+    async def warm(self, model: ModelInfo, system: str) -> None:
+        """Ask for the list of models, which opens the connection and shows a refused key before a message needs it."""
+        try:
+            await self._list_models()
+        except ProviderError as error:
+            if error.status is None or error.kind == "auth":
+                raise  # an endpoint without such a list answered all the same: the connection stands
+
+    async def aclose(self) -> None:
+        """Nothing: the connections are the HTTP client's."""
+
+    async def _list_models(self) -> Any:
+        headers, _ = await self._endpoint.sign()
+        url = self.dialect.models_url(self._endpoint.base_url)
+        return await self._endpoint.http.get_json(url, headers, idle=self._endpoint.idle)
+
+
+EventStream = AbstractAsyncContextManager[trio.abc.ReceiveChannel[Sequence[ProviderEvent]]]
+
+
+@trio.as_safe_channel
+async def stream_reply(
+    endpoint: Endpoint, dialect: Dialect, request: ModelRequest
+) -> AsyncGenerator[Sequence[ProviderEvent], None]:
+    """Ask, and hand over what comes, one list per network read; `Provider.stream` for every format.
+
+    A failure that may pass and that came before anything was streamed is announced by a `RetryNotice` and tried
+    again, at most twice and within `RETRY_BUDGET`; every other one is raised.
+    """
+    body = dialect.encode(request, endpoint.base_url)
+    last_start = trio.current_time() + RETRY_BUDGET
+    for retry, pause in enumerate((*RETRY_PAUSES, None), start=1):
+        streamed = False
+        try:
+            async with _ask(endpoint, dialect, request.model, body) as answer:
+                while batch := await answer.batch():
+                    streamed = True
+                    yield batch  # noqa: ASYNC119, RUF100  as_safe_channel closes this generator where it runs
+            return
+        except ProviderError as error:
+            delay = None if streamed or pause is None else _delay(error, pause)
+            if delay is None or trio.current_time() + delay > last_start:
+                raise
+            reason = str(error)
+        yield [RetryNotice(retry, len(RETRY_PAUSES), reason, delay)]
+        await trio.sleep(delay)
+
+
+def _delay(error: ProviderError, pause: float) -> float | None:
+    wait = pause if error.retry_after is None else error.retry_after
+    return wait if error.retryable and wait <= RETRY_AFTER_LIMIT else None
+
+
+@asynccontextmanager
+async def _ask(endpoint: Endpoint, dialect: Dialect, model: ModelInfo, body: bytes) -> AsyncGenerator["_Answer", None]:
+    headers, faults = await endpoint.sign(model)
+    headers["content-type"] = "application/json"
+    draft = Draft(model, dialect.api, faults, endpoint.now)
+    url = dialect.chat_url(endpoint.base_url)
+    async with endpoint.http.stream("POST", url, headers, body, idle=endpoint.idle) as response:
+        if response.status != 200 or _document_type(response):
+            raise await _refusal(response, faults)
+        yield _Answer(response, dialect.parser(draft))
+
+
+class _Answer:
+    """One stream of events while it is read."""
+
+    def __init__(self, response: Response, parser: Parser) -> None:
+        self._response = response
+        self._parser = parser
+        self._sse = SseParser()
+        self._error: ProviderError | None = None
+        self._over = False
+
+    async def batch(self) -> list[ProviderEvent]:
+        """The events of the next read that holds some; none once the reply is over."""
+        if self._error:
+            raise self._error
+        if self._over:
+            await self._drain()
+            return []
+        while data := await self._response.read():
+            batch = self._parse(data)
+            if batch:
+                self._over = isinstance(batch[-1], Done)
+                return batch
+            if self._error:
+                raise self._error
+        self._over = True
+        return [self._parser.end()]
+
+    def _parse(self, data: bytes) -> list[ProviderEvent]:
+        """What one read held. A failure in its middle waits, so that what came before it is not lost."""
+        batch: list[ProviderEvent] = []
+        try:
+            for event in self._sse.feed(data):
+                batch.extend(self._parser.feed(event))
+                if batch and isinstance(batch[-1], Done):
+                    break
+        except ProviderError as error:
+            self._error = error
+        return batch
+
+    async def _drain(self) -> None:
+        """Read the body's end, so that the connection can be kept; failing at that takes nothing from the reply."""
+        with trio.move_on_after(DRAIN_LIMIT):
+            try:
+                while await self._response.read():
+                    pass
+            except ProviderError:
+                pass
+
+
+def _document_type(response: Response) -> str:
+    """The type of an answer that cannot be an event stream; servers that stream under a wrong type exist."""
+    kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return kind if kind in ("application/json", "text/html") else ""
+
+
+async def _refusal(response: Response, faults: Faults) -> ProviderError:
+    """What an answer means that is no event stream."""
+    body = await response.body(ERROR_BODY)
+    if response.status != 200:
+        return faults.answer(response.status, response.headers, body)
+    try:
+        error = msgspec.json.decode(body, type=dict[str, Any]).get("error")
+    except NOT_JSON:
+        error = None
+    what = f"{_document_type(response)} instead of an event stream"
+    return faults.event(error) if error else faults.garbled(what, body)
+
+
+class _Listed(msgspec.Struct):
+    id: str
+    display_name: str | None = None
+    max_model_len: int | None = None
+    context_length: int | None = None
+    context_window: int | None = None
+
+
+def listed_models(answer: Any, provider: str, api: str) -> list[ModelInfo]:
+    """The chat models of a `{"data": [{"id": …}]}` list; entries of another shape are passed over."""
+    models: list[ModelInfo] = []
+    entries = cast("dict[str, Any]", answer).get("data") if isinstance(answer, dict) else None
+    for entry in cast("list[Any]", entries) if isinstance(entries, list) else []:
+        try:
+            listed = msgspec.convert(entry, _Listed)
+        except msgspec.ValidationError:
+            continue
+        if "embed" in listed.id.lower():
+            continue
+        window = listed.max_model_len or listed.context_length or listed.context_window or 0
+        info = ModelInfo(ref=ModelRef(provider, listed.id), name=listed.display_name or listed.id, api=api)
+        if window > 0:
+            info = msgspec.structs.replace(info, context_window=window, max_tokens=min(info.max_tokens, window))
+        models.append(info)
+    return models

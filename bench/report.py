@@ -1,0 +1,82 @@
+"""What the user reads: the machine and the tables, as plain text. Knows no subject and takes no measurement."""
+
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+from triops.bench.turns import Result
+
+BUSY = 0.9
+"""Share of a core from which on the generator is taken for the bottleneck."""
+
+
+def machine() -> dict[str, str]:
+    """Where and when; without it a number means nothing. What a commit costs is the affair of the disk of `state`."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": str(os.cpu_count()),
+        "load": f"{os.getloadavg()[0]:.2f}" if sys.platform != "win32" else "unknown",
+        "state": tempfile.gettempdir(),
+    }
+
+
+def machine_line(machine: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in machine.items())
+
+
+def chat_table(machine: Mapping[str, str], results: Sequence[Result]) -> str:
+    """Medians in ms, the overhead's p99, and the median overhead in floors with its 95 % interval."""
+    head = ["", "subject", "ack", "model req", "1st delta", "byte→delta", "last→final", "overhead", "p99", "turns/s"]
+    rows = [[*head, "× floor", "gen ms"]]
+    for before, result in zip(["", *(result.scenario for result in results)], results, strict=False):
+        names = ("ack", "model_request", "first_delta", "first_byte_to_delta", "last_byte_to_final", "overhead")
+        medians = [_number(result.metrics[name].p50) if name in result.metrics else "–" for name in names]
+        p99 = _number(result.metrics["overhead"].p99) if "overhead" in result.metrics else "–"
+        scenario = "" if before == result.scenario else result.scenario
+        cost = _number(result.generator_cpu_ms)
+        rows.append([scenario, result.subject, *medians, p99, f"{result.turns_per_second:.0f}", _ratio(result), cost])
+    return "\n".join([machine_line(machine), "", *table(rows), "", *_remarks(results)]).rstrip()
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns as wide as their widest cell; the first two to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if place < 2 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _remarks(results: Sequence[Result]) -> list[str]:
+    remarks = [
+        "Medians in ms; overhead: chat.send → final less the model's own time; gen ms: the generator's CPU a turn."
+    ]
+    if any("overhead" not in result.metrics for result in results):
+        remarks.append("No marks of the model for some: --model names the mock that the gateway is configured to use.")
+    for result in results:
+        where = f"{result.scenario}, {result.subject}"
+        if result.failed:
+            remarks.append(f"{where}: {result.failed} turns did not end in a final; runs.jsonl says why.")
+        if result.generator_busy > BUSY:
+            remarks.append(
+                f"{where}: INVALID, the generator was the bottleneck ({result.generator_busy:.0%} of a core)."
+            )
+    return remarks
+
+
+def _ratio(result: Result) -> str:
+    if result.ratio is None or result.ratio_interval is None:
+        return ""
+    return f"{result.ratio:.2f} ({result.ratio_interval.low:.2f}–{result.ratio_interval.high:.2f})"
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}"

@@ -1,0 +1,120 @@
+"""From clock marks to the phases of a turn and their summary: pure. Knows no socket."""
+
+from collections.abc import Sequence
+from itertools import chain
+from statistics import median
+
+import msgspec
+
+from triops.bench.driver import Turn
+from triops.bench.mock_model import Mark
+from triops.bench.stats import Interval, Summary, median_interval, ratio_interval, summarise
+
+
+class Record(msgspec.Struct, frozen=True):
+    """A line of `runs.jsonl`; `metrics` in ms, see `phases`."""
+
+    subject: str
+    scenario: str
+    turn: Turn
+    metrics: dict[str, float]
+
+
+class Block(msgspec.Struct, frozen=True):
+    """Turns of one subject in one scenario, measured without a pause, and what they cost the generator."""
+
+    records: list[Record]
+    begun_ns: int
+    wall_ns: int
+    cpu_ns: int
+    """CPU time of the generator's process."""
+
+
+class Result(msgspec.Struct, frozen=True):
+    """One subject in one scenario."""
+
+    subject: str
+    scenario: str
+    failed: int
+    turns_per_second: float
+    generator_cpu_ms: float
+    """Per turn."""
+    generator_busy: float
+    """Share of one core; near 1, the generator was the bottleneck and the result says nothing of the subject."""
+    metrics: dict[str, Summary]
+    overhead_interval: Interval | None
+    """Of the median."""
+    ratio: float | None
+    """Median overhead, in medians of the floor."""
+    ratio_interval: Interval | None
+
+
+def phases(turn: Turn, marks: Sequence[Mark]) -> dict[str, float]:
+    """The durations of a turn in ms, as far as its marks tell them.
+
+    `model` is the model's own time, from a whole request to its last byte, summed over the turn's requests; `overhead`
+    is what is left of `total`.
+    """
+    ends = {"ack": turn.acked, "first_delta": turn.first_delta, "total": turn.final}
+    found = {name: (end - turn.sent) / 1e6 for name, end in ends.items() if end}
+    if marks and turn.final:
+        found["model_request"] = (marks[0].received - turn.sent) / 1e6
+        found["last_byte_to_final"] = (turn.final - marks[-1].last) / 1e6
+        found["model"] = sum(mark.last - mark.received for mark in marks) / 1e6
+        found["overhead"] = found["total"] - found["model"]
+        if turn.first_delta:
+            found["first_byte_to_delta"] = (turn.first_delta - marks[0].first) / 1e6
+    return found
+
+
+def results(blocks: Sequence[Block]) -> list[Result]:
+    """By scenario and subject, in their first order; the ratio is to the subject called `floor`, where there is one."""
+    groups: dict[tuple[str, str], list[Block]] = {}
+    for block in blocks:
+        groups.setdefault((block.records[0].scenario, block.records[0].subject), []).append(block)
+    return [
+        _result(scenario, subject, group, () if subject == "floor" else groups.get((scenario, "floor"), ()))
+        for (scenario, subject), group in groups.items()
+    ]
+
+
+def _result(scenario: str, subject: str, blocks: Sequence[Block], floor: Sequence[Block]) -> Result:
+    wall, cpu = sum(block.wall_ns for block in blocks), sum(block.cpu_ns for block in blocks)
+    turns = [record for block in blocks for record in block.records]
+    good = [record.metrics for record in turns if record.turn.state == "final"]
+    names = dict.fromkeys(name for metrics in good for name in metrics)
+    ours, base = _overheads(blocks), _overheads(floor)
+    compared = len(ours) == len(base) and all(ours) and all(base)
+    return Result(
+        subject=subject,
+        scenario=scenario,
+        failed=len(turns) - len(good),
+        turns_per_second=_rate(blocks),
+        generator_cpu_ms=cpu / len(turns) / 1e6,
+        generator_busy=cpu / wall,
+        metrics={name: summarise([metrics[name] for metrics in good if name in metrics]) for name in names},
+        overhead_interval=median_interval(ours) if all(ours) else None,
+        ratio=median(chain(*ours)) / median(chain(*base)) if compared else None,
+        ratio_interval=ratio_interval(ours, base) if compared else None,
+    )
+
+
+def _overheads(blocks: Sequence[Block]) -> list[list[float]]:
+    """Of the turns that ended well and whose model left marks, by block."""
+    known = [[r.metrics for r in block.records if r.turn.state == "final"] for block in blocks]
+    return [[metrics["overhead"] for metrics in block if "overhead" in metrics] for block in known]
+
+
+def _rate(blocks: Sequence[Block]) -> float:
+    """Turns per second while all sessions were at work: until the last turn was sent, for then a block runs empty.
+
+    Where no turn had ended by then, all of them count.
+    """
+    ended = window = everything = 0
+    for block in blocks:
+        finals = [record.turn.final for record in block.records if record.turn.state == "final"]
+        last_sent = max(record.turn.sent for record in block.records)
+        ended += sum(final <= last_sent for final in finals)
+        window += last_sent - block.begun_ns
+        everything += len(finals)
+    return ended / window * 1e9 if ended else everything / sum(block.wall_ns for block in blocks) * 1e9

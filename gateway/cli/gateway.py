@@ -1,0 +1,171 @@
+"""`triops gateway`: run it here, start and stop it in the background, look at it, call a method."""
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from triops.gateway.cli.output import Exit, Failure, json_option, json_text, parse_json, refuse_config, show
+from triops.gateway.cli.process import GRACEFUL, ask_to_end, spawn_detached
+from triops.gateway.cli.rpc import Gateway, gateway_options, load_configuration
+from triops.runtime.instance import Discovery, InstanceRunning, hold_instance
+from triops.runtime.paths import Paths, StateError, prepare_state
+
+if TYPE_CHECKING:
+    import subprocess
+
+START_SECONDS = 20.0
+STOP_SECONDS = 20.0
+POLL_SECONDS = 0.02
+
+port_option = click.option("--port", type=click.IntRange(0, 65535), help="Port instead of the configured one; 0: any.")
+
+
+@click.group(short_help="Run, start, stop, look at and call the gateway.")
+def command() -> None:
+    """The gateway of this user, found by its state folder."""
+
+
+@command.command()
+@port_option
+def run(port: int | None) -> int:
+    """Run the gateway in this terminal until Ctrl-C or SIGTERM."""
+    gateway = Gateway()
+    loaded = load_configuration(gateway.paths)
+    from triops.gateway.host import run_gateway
+
+    return run_gateway(loaded, port=port)
+
+
+@command.command()
+@port_option
+@json_option
+def start(port: int | None) -> None:
+    """Start the gateway in the background and wait until it is ready."""
+    gateway = Gateway()
+    if gateway.discovery is not None:
+        raise _already_running(gateway.discovery)
+    paths = gateway.paths
+    load_configuration(paths)  # its faults are better told here than in a log
+    try:
+        prepare_state(paths)
+        output = paths.logs / "gateway.out"
+        arguments = ["gateway", "run", *(["--port", str(port)] if port is not None else [])]
+        child = spawn_detached(arguments, output=output, folder=paths.state, environ=_environment(paths))
+    except StateError as error:
+        refuse_config(error)
+    found = _await_ready(child, output)
+    show(
+        {"running": True, "pid": found.pid, "url": found.url, "version": found.version, "output": str(output)},
+        f"The gateway runs at {found.url} (pid {found.pid}).\nIts output: {output}",
+    )
+
+
+@command.command()
+@json_option
+def stop() -> None:
+    """End this user's gateway, and wait until it has ended."""
+    gateway = Gateway()
+    found = gateway.discovery
+    if found is None:
+        show({"stopped": False, "running": False}, f"No gateway runs on {gateway.paths.state}.")
+        return
+    # The discovery file counts only while that process holds the state folder's lock: the process is ours.
+    ask_to_end(found.pid)
+    deadline = time.monotonic() + STOP_SECONDS
+    while not _has_ended(gateway.paths):
+        if time.monotonic() > deadline:
+            hint = (
+                "It may be finishing a run; ask again, or end it at once: a killed gateway recovers at its next start."
+            )
+            raise Failure(f"the gateway (pid {found.pid}) still runs after {STOP_SECONDS:g} s", hint)
+    how = "" if GRACEFUL else ", at once: runs that were going on end at its next start"
+    show({"stopped": True, "running": False, "pid": found.pid}, f"The gateway (pid {found.pid}) has stopped{how}.")
+
+
+@command.command()
+@gateway_options
+def status(gateway: Gateway) -> int:
+    """Say whether a gateway runs, where it listens and whether it answers. Exit code 1 if it does not."""
+    if not gateway.is_known:
+        human = f"Runtime: stopped (no gateway runs on {gateway.paths.state})\nStart it: triops gateway start"
+        show({"running": False, "rpc": {"ok": False}}, human)
+        return Exit.FAILED
+    found = gateway.discovery
+    address = gateway.url.partition("//")[2]
+    probe = _probe(gateway)
+    payload: dict[str, Any] = {
+        "running": True,
+        "pid": found.pid if found else None,
+        "version": found.version if found else None,
+        "listening": address,
+        "probeTarget": f"ws://{address}",
+        "rpc": probe,
+    }
+    lines = [
+        f"Runtime: running (pid {found.pid if found else 'unknown'})",
+        f"Listening: {address}",
+        f"Probe target: ws://{address}",
+        "RPC probe: ok" if probe["ok"] else f"RPC probe: failed ({probe['error']})",
+    ]
+    show(payload, "\n".join(lines))
+    return Exit.OK if probe["ok"] else Exit.FAILED
+
+
+@command.command()
+@click.argument("method")
+@click.option("--params", default="{}", metavar="JSON", help="The method's parameters.")
+@click.option("--wait", is_flag=True, help="Wait for the end of the run that it starts.")
+@gateway_options
+def call(gateway: Gateway, method: str, params: str, wait: bool) -> None:
+    """Call METHOD of the protocol and print its payload."""
+    click.echo(json_text(gateway.call(method, parse_json(params, "--params"), wait=wait)))
+
+
+def _await_ready(child: "subprocess.Popen[bytes]", output: Path) -> Discovery:
+    deadline = time.monotonic() + START_SECONDS
+    while (code := child.poll()) is None:
+        started = Gateway()
+        if started.discovery is not None and started.is_ready():
+            child.returncode = Exit.OK  # it is meant to outlive us: no warning that it still runs
+            return started.discovery
+        if time.monotonic() > deadline:
+            child.returncode = Exit.OK
+            hint = f"It goes on trying. Its output: {output}; to end it: triops gateway stop"
+            raise Failure(f"the gateway (pid {child.pid}) was not ready within {START_SECONDS:g} s", hint)
+        time.sleep(POLL_SECONDS)
+    said = "\n".join(output.read_text("utf-8", "replace").splitlines()[-12:])
+    raise Failure(f"the gateway ended at once, with exit code {code}:\n{said}", exit_code=max(code, Exit.FAILED))
+
+
+def _probe(gateway: Gateway) -> dict[str, Any]:
+    try:
+        gateway.call("status", {})
+    except Failure as failure:
+        return {"ok": False, "error": failure.message}
+    return {"ok": True}
+
+
+def _already_running(found: Discovery) -> Failure:
+    error = {"code": "ALREADY_RUNNING", "pid": found.pid, "url": found.url}
+    hint = "Use it, or end it first: triops gateway stop"
+    return Failure(
+        f"the gateway already runs at {found.url} (pid {found.pid})", hint, exit_code=Exit.RUNNING, error=error
+    )
+
+
+def _environment(paths: Paths) -> dict[str, str]:
+    """Ours, with its folders made absolute: the child has another working folder."""
+    config = {"TRIOPS_CONFIG_PATH": str(paths.config)} if os.environ.get("TRIOPS_CONFIG_PATH") else {}
+    return {**os.environ, "TRIOPS_STATE_DIR": str(paths.state), **config}
+
+
+def _has_ended(paths: Paths) -> bool:
+    """Whether the state folder is free again; takes a tenth of a second while it is not."""
+    try:
+        with hold_instance(paths):
+            return True
+    except InstanceRunning:
+        return False

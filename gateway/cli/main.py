@@ -1,0 +1,75 @@
+"""The `triops` command: which subcommands there are, and what happens to whatever ends them.
+
+A subcommand's module is imported when it runs, so that `triops --help` and `--version` load click and nothing else.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from triops import __version__
+from triops.gateway.cli.output import Exit, Failure, Mode, show_failure
+
+COMMANDS = {
+    "chat": "Talk to the assistant: once, from a pipe, or back and forth.",
+    "gateway": "Run, start, stop, look at and call the gateway.",
+    "cron": "Add, list, run and remove scheduled jobs.",
+    "sessions": "List sessions and send to them.",
+    "models": "List models, and add the demonstration model.",
+    "logs": "Show what the gateway logged.",
+    "bench": "Measure chat latency and start-up.",
+}
+"""Name of the command and of its module here, and what it is for."""
+
+
+class LazyGroup(click.Group):
+    """The commands of `COMMANDS`, each imported when it is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        return importlib.import_module(f"triops.gateway.cli.{cmd_name}").command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, message="triops %(version)s")
+def root() -> None:
+    """A local assistant runtime with a gateway.
+
+    State lies in ~/.triops (TRIOPS_STATE_DIR), the configuration in triops.json there (TRIOPS_CONFIG_PATH).
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and end the process: 0, 1 failed, 2 usage, 75 running, 76 port taken, 78 configuration."""
+    mode = Mode()
+    try:
+        code = root.main(arguments, prog_name="triops", obj=mode, standalone_mode=False)
+    except Failure as failure:
+        show_failure(failure, mode)
+        code = failure.exit_code
+    except click.UsageError as error:
+        mode.as_json |= "--json" in (arguments or sys.argv)  # it may have failed before that option was read
+        hint = f"{error.ctx.command_path} --help shows how." if error.ctx else ""
+        show_failure(Failure(error.format_message(), hint, exit_code=Exit.USAGE), mode)
+        code = Exit.USAGE
+    except (click.Abort, KeyboardInterrupt):
+        code = Exit.INTERRUPTED
+    except BrokenPipeError:  # `triops logs | head`: who read has seen enough
+        sys.stdout = None
+        code = Exit.OK
+    sys.exit(code or Exit.OK)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""`triops models`: what can be talked to, and the demonstration model."""
+
+from typing import Any
+
+import click
+
+from triops.gateway.cli.output import Failure, show, table
+from triops.gateway.cli.rpc import Gateway, gateway_options
+
+
+@click.group(short_help="List models, and add the demonstration model.")
+def command() -> None:
+    """Models that the assistant can use."""
+
+
+@command.command("list")
+@gateway_options
+def list_(gateway: Gateway) -> None:
+    """List the models that the gateway knows."""
+    payload = gateway.call("models.list", {})
+    rows = [
+        (
+            model_ref(model),
+            model.get("alias"),
+            model.get("contextWindow"),
+            _state(model),
+            ", ".join(model.get("tags", ())),
+        )
+        for model in payload["models"]
+    ]
+    none = "No models. Configure one, start a local server (Ollama, LM Studio, llama.cpp), or: triops models add demo"
+    show(payload, table(rows, "MODEL", "ALIAS", "CONTEXT", "STATE", "TAGS") if rows else none)
+
+
+@command.command()
+@click.argument("what", type=click.Choice(["demo"]))
+def add(what: str) -> None:
+    """Install a model: `demo` is a small one that runs in this process's care (130 MB to download)."""
+    from triops.agents.providers.demo import InstallError, install_demo
+
+    try:
+        install_demo(click.echo)
+    except InstallError as error:
+        raise Failure(str(error)) from None
+    click.echo(f"The model {what} is installed. Try it: triops chat")
+
+
+def model_ref(model: dict[str, Any]) -> str:
+    return f"{model['provider']}/{model['id']}"
+
+
+def _state(model: dict[str, Any]) -> str:
+    return model.get("warmup", {}).get("state") or ("available" if model.get("available", True) else "unavailable")

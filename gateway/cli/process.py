@@ -1,0 +1,49 @@
+"""A gateway in a process of its own: started so that it outlives us, and ended. The platforms differ here only."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from triops.runtime.paths import open_private
+
+COMMAND = [sys.executable, "-m", "triops.gateway.cli.main"]
+
+if sys.platform == "win32":
+    FLAGS = subprocess.DETACHED_PROCESS | subprocess.CREATE_NEW_PROCESS_GROUP
+    GRACEFUL = False
+    """A process without a console gets no signal here: it is ended at once, and recovers at its next start."""
+else:
+    FLAGS = 0
+    GRACEFUL = True
+
+
+def spawn_detached(
+    arguments: Sequence[str], *, output: Path, folder: Path, environ: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    """Start `triops` with these arguments, away from this terminal; what it prints goes to `output`, emptied first."""
+    descriptor = open_private(output, os.O_WRONLY | os.O_TRUNC)
+    try:
+        return subprocess.Popen(
+            [*COMMAND, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=descriptor,
+            stderr=descriptor,
+            cwd=folder,
+            env=environ,
+            creationflags=FLAGS,
+            start_new_session=True,
+        )
+    finally:
+        os.close(descriptor)
+
+
+def ask_to_end(pid: int) -> bool:
+    """Tell a process of ours to end: SIGTERM, or its end where there are no signals. False if it is gone."""
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except ProcessLookupError:
+        return False
+    return True

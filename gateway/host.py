@@ -1,0 +1,141 @@
+"""Hosting: a runtime and its gateway in one process, as `triops gateway run` and `triops chat` have them.
+
+The process that owns itself (`run_gateway`) also has signals, a log on the terminal and an exit code; a program that
+hosts (`open_host`) keeps its own.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Generator
+from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from typing import cast
+
+import msgspec
+import trio
+
+from triops import __version__
+from triops.gateway.server import PortTaken, open_gateway, open_listeners
+from triops.runtime.compose import open_runtime
+from triops.runtime.config_file import LoadedConfig
+from triops.runtime.errors import Unavailable
+from triops.runtime.instance import InstanceRunning, hold_instance
+from triops.runtime.logs import Console, Log, LogFile
+from triops.runtime.paths import Paths, StateError, locate, prepare_state
+from triops.runtime.secrets import Secret, load_or_create_token
+
+EXIT_STOPPED, EXIT_CRASH, EXIT_RUNNING, EXIT_PORT, EXIT_CONFIG = 0, 1, 75, 76, 78
+
+
+class Host(msgspec.Struct, frozen=True):
+    """An open gateway, as its clients reach it."""
+
+    url: str
+    token: Secret | None
+
+
+@contextmanager
+def _open_log(paths: Paths, loaded: LoadedConfig, *, console: bool) -> Generator[tuple[Log, LogFile]]:
+    level = loaded.config.logging.level
+    with ExitStack() as stack:
+        file = stack.enter_context(LogFile(paths.logs))
+        sinks = [file, stack.enter_context(Console(sys.stderr))] if console else [file]
+        yield Log(*sinks, level=level), file
+
+
+@asynccontextmanager
+async def open_host(
+    loaded: LoadedConfig, *, port: int | None = None, any_port: bool = True, console: bool = False
+) -> AsyncGenerator[Host]:
+    """Hold the state folder, open runtime and gateway, and let others on this machine find them.
+
+    `port` replaces the configured one. If it is taken, any free one is used where `any_port` allows. Signals stay
+    the host program's.
+
+    Raises:
+        InstanceRunning: another process holds the state folder.
+        StateError: the state folder cannot be used.
+        Unavailable: the state cannot be opened.
+        PortTaken: as it says.
+    """
+    paths = locate(os.environ)
+    narrowed = prepare_state(paths)
+    with ExitStack() as stack:
+        instance = stack.enter_context(hold_instance(paths))
+        log, file = stack.enter_context(_open_log(paths, loaded, console=console))
+        secret = gateway_secret(loaded, paths)
+        log.redactor.add([*loaded.secrets, *([secret] if secret else [])])
+        for warning in narrowed:
+            log.warning(warning)
+        for notice in loaded.warnings:
+            log.warning(notice.message, path=notice.path)
+        config = loaded.config.gateway
+        wanted = config.port if port is None else port
+        async with AsyncExitStack() as parts:
+            runtime = await parts.enter_async_context(
+                open_runtime(loaded, paths, log=log, log_file=file, secret=secret)
+            )
+            listeners = await open_listeners(config.host, wanted, any_port=any_port)
+            gateway = await parts.enter_async_context(
+                open_gateway(runtime, listeners, host=config.host, version=__version__)
+            )
+            stack.enter_context(instance.published(gateway.url, __version__))
+            log.info("listening", url=gateway.url, pid=os.getpid())
+            yield Host(gateway.url, secret)
+
+
+def gateway_secret(loaded: LoadedConfig, paths: Paths) -> Secret | None:
+    """What clients prove themselves with: configured, or the random token of the state folder."""
+    auth = loaded.config.gateway.auth
+    match auth.mode:
+        case "none":
+            return None
+        case "password":
+            return auth.password
+        case "token":
+            return auth.token or load_or_create_token(paths)
+
+
+def run_gateway(loaded: LoadedConfig, *, port: int | None = None) -> int:
+    """Run a gateway until Ctrl-C, SIGTERM or (Windows) Ctrl-Break; returns the process's exit code."""
+    return trio.run(_run, loaded, port)
+
+
+async def _run(loaded: LoadedConfig, port: int | None) -> int:
+    code = EXIT_STOPPED
+
+    def failed(group: BaseExceptionGroup[BaseException], exit_code: int) -> None:
+        nonlocal code
+        code = exit_code
+        print(*leaves(group), sep="\n", file=sys.stderr)  # noqa: T201 - this process owns its terminal
+
+    try:
+        with open_stop_signals() as received:
+            async with open_host(loaded, port=port, any_port=False, console=True):
+                async for _ in received:
+                    break
+    except* InstanceRunning as group:
+        failed(group, EXIT_RUNNING)
+    except* PortTaken as group:
+        failed(group, EXIT_PORT)
+    except* (StateError, Unavailable, ValueError) as group:
+        failed(group, EXIT_CONFIG)
+    return code
+
+
+def open_stop_signals() -> AbstractContextManager[AsyncIterator[int]]:
+    """The signals that ask this process to stop, as they come."""
+    known = (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGBREAK"))
+    return trio.open_signal_receiver(*(number for number in known if number is not None))
+
+
+def leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    """The exceptions in a group, however deep."""
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        found += (
+            leaves(cast("BaseExceptionGroup[BaseException]", error))
+            if isinstance(error, BaseExceptionGroup)
+            else [error]
+        )
+    return found

@@ -1,0 +1,193 @@
+"""The composition root: every part of a runtime, opened in the order in which they need each other.
+
+store ⊃ models ⊃ runs ⊃ services: nesting is the order of shutdown. A part knows those that it was given and no other.
+"""
+
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from typing import Any
+
+import trio
+
+from triops.agents.model import Provider
+from triops.agents.providers.http import HttpClient
+from triops.agents.tools.files import file_tools
+from triops.runtime.agents import AgentProfile, profiles
+from triops.runtime.boundaries import supervise
+from triops.runtime.bus import Bus
+from triops.runtime.clock import Clock, system_clock
+from triops.runtime.config import Config, workspace_of
+from triops.runtime.config_file import LoadedConfig
+from triops.runtime.cron.heartbeat import Heartbeat
+from triops.runtime.cron.scheduler import CronScheduler, open_scheduler
+from triops.runtime.logs import Log, LogFile
+from triops.runtime.models import ModelCatalog, ProviderEntry
+from triops.runtime.paths import Paths
+from triops.runtime.plans import Plans
+from triops.runtime.providers import provider_entries
+from triops.runtime.redaction import redacted, redacted_raw
+from triops.runtime.runs.lanes import Lanes
+from triops.runtime.runs.supervisor import Supervisor, open_supervisor
+from triops.runtime.secrets import Secret
+from triops.runtime.store.sqlite import Store, open_store
+from triops.runtime.tools.sessions import SessionTools
+from triops.runtime.turn import ChatTurn
+from triops.runtime.warmup import Warmup
+
+NO_LIMIT = float("inf")
+DRAIN = 10.0  # seconds that runs may take to finish when the runtime closes
+
+
+class Runtime:
+    """An open runtime: its parts. Made by `open_runtime`; belongs to the Trio thread."""
+
+    def __init__(
+        self,
+        *,
+        loaded: LoadedConfig,
+        paths: Paths,
+        clock: Clock,
+        log: Log,
+        log_file: LogFile,
+        store: Store,
+        bus: Bus,
+        catalog: ModelCatalog,
+        warmup: Warmup,
+        runs: Supervisor,
+        cron: CronScheduler,
+        heartbeat: Heartbeat,
+        secret: Secret | None,
+    ) -> None:
+        self.loaded = loaded
+        self.config: Config = loaded.config
+        self.paths = paths
+        self.clock = clock
+        self.log = log
+        self.log_file = log_file
+        self.store = store
+        self.bus = bus
+        self.catalog = catalog
+        self.warmup = warmup
+        self.runs = runs
+        self.cron = cron
+        self.heartbeat = heartbeat
+        self.gateway_secret = secret
+        """What clients prove themselves with; None with auth mode `none`."""
+        self.agents: Mapping[str, AgentProfile] = profiles(loaded.config)
+
+    def redacted_config(self) -> dict[str, Any]:
+        """The configuration file as it was written, without its secrets."""
+        return redacted(self.loaded.parsed)
+
+    def redacted_raw(self) -> str | None:
+        """The text of the configuration file, without its secrets."""
+        return None if self.loaded.raw is None else redacted_raw(self.loaded.raw, self.loaded.parsed)
+
+
+@asynccontextmanager
+async def open_runtime(
+    loaded: LoadedConfig,
+    paths: Paths,
+    *,
+    log: Log,
+    log_file: LogFile,
+    secret: Secret | None = None,
+    clock: Clock = system_clock,
+    store: Store | None = None,
+    providers: tuple[ProviderEntry, ...] | None = None,
+    drain: float = DRAIN,
+) -> AsyncGenerator[Runtime]:
+    """Open everything; inside the block runs are accepted and jobs fire.
+
+    The state folder must be prepared and held (`hold_instance`). `store` and `providers` replace the real ones.
+    Leaving the block lets runs finish for `drain` seconds.
+
+    Raises:
+        Unavailable: the state cannot be opened.
+        ValueError: a provider of the configuration cannot be made.
+    """
+    config = loaded.config
+    async with AsyncExitStack() as stack:
+        if store is None:
+            store = await stack.enter_async_context(open_store(paths.database))
+        bus = Bus(log.bind("bus"))
+        http = HttpClient()
+        stack.push_async_callback(_close, http)
+        if providers is None:
+            embedded = await _embedded(stack, paths)
+            providers = tuple(
+                provider_entries(config, loaded.environ, http=http, embedded=embedded, redactor=log.redactor)
+            )
+        catalog = _catalog(config, providers)
+        holder: list[Supervisor] = []
+        session_tools = SessionTools(store, lambda: holder[0], clock)
+        plans = Plans(
+            profiles(config),
+            config=config,
+            workspace_of=partial(workspace_of, config, paths),
+            tools=lambda root: (*file_tools(root), *session_tools.tools()),
+            clock=clock,
+        )
+        warmup = Warmup(catalog, bus=bus, clock=clock, log=log.bind("warmup"), system_prompt=plans.warm_prompt)
+        turn = ChatTurn(catalog=catalog, warmup=warmup, plans=plans, bus=bus, clock=clock, log=log.bind("turn"))
+        lanes = Lanes(cap=config.messages.queue.cap, main=config.agents.defaults.max_concurrent)
+        runs = await stack.enter_async_context(
+            open_supervisor(
+                store=store,
+                bus=bus,
+                clock=clock,
+                log=log.bind("runs"),
+                lanes=lanes,
+                turn=turn,
+                budget=config.agents.defaults.timeout_seconds or NO_LIMIT,
+                max_age_ms=round(config.messages.queue.max_age * 1000),
+                grace=drain,
+            )
+        )
+        holder.append(runs)
+        cron = stack.enter_context(
+            open_scheduler(store, bus, runs, config=config.cron, clock=clock, log=log.bind("cron"), path=paths.database)
+        )
+        heartbeat = Heartbeat(store, bus, runs, config=config.agents.defaults.heartbeat, clock=clock)
+        services = await stack.enter_async_context(trio.open_nursery())
+        stack.callback(services.cancel_scope.cancel, reason="the runtime stops")
+        services.start_soon(_service, "model warm-up", warmup.run, log, name="model warm-up")
+        services.start_soon(_service, "cron scheduler", cron.run, log, name="cron scheduler")
+        services.start_soon(_service, "heartbeat", heartbeat.run, log, name="heartbeat")
+        yield Runtime(
+            loaded=loaded,
+            paths=paths,
+            clock=clock,
+            log=log,
+            log_file=log_file,
+            store=store,
+            bus=bus,
+            catalog=catalog,
+            warmup=warmup,
+            runs=runs,
+            cron=cron,
+            heartbeat=heartbeat,
+            secret=secret,
+        )
+
+
+async def _service(name: str, run: Callable[[], Any], log: Log) -> None:
+    await supervise(name, run, log=log.bind("services"))
+
+
+async def _close(http: HttpClient) -> None:
+    with trio.move_on_after(2, shield=True):
+        await http.aclose()
+
+
+async def _embedded(stack: AsyncExitStack, paths: Paths) -> Provider:
+    from triops.agents.providers.local import open_local_provider
+
+    return await stack.enter_async_context(open_local_provider([paths.models], socket_folder=paths.state / "engine"))
+
+
+def _catalog(config: Config, providers: tuple[ProviderEntry, ...]) -> ModelCatalog:
+    defaults = config.agents.defaults
+    aliases = {setting.alias: ref for ref, setting in defaults.models.items() if setting.alias}
+    return ModelCatalog(providers, aliases=aliases, default=defaults.model.primary)

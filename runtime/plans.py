@@ -1,0 +1,135 @@
+"""Plans: what does not change between turns, compiled once and kept while its sources stay the same.
+
+A plan is keyed by model, agent, mode, the workspace's files and the day. A turn that finds its plan pays six stats.
+"""
+
+import platform
+import socket
+from collections.abc import Callable, Mapping
+from datetime import datetime, tzinfo
+from fnmatch import fnmatchcase
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import msgspec
+import trio
+
+from triops.agents.model import ModelInfo
+from triops.agents.prompt import AgentFacts, Mode, Plan, compile_plan
+from triops.agents.tool import AnyTool
+from triops.agents.workspace import Workspace, WorkspaceSnapshot
+from triops.runtime.agents import AgentProfile
+from triops.runtime.clock import Clock
+from triops.runtime.config import Config, ToolsConfig
+from triops.runtime.runs.registry import Run
+from triops.runtime.sessions import DEFAULT_AGENT, is_subagent
+
+Toolset = Callable[[Path], tuple[AnyTool, ...]]
+"""The tools of an agent whose workspace is that folder."""
+
+KEPT_PLANS = 64
+_NOT_FOR_SUBAGENTS = frozenset({"sessions_send"})
+_GROUPS: dict[str, frozenset[str]] = {
+    "group:fs": frozenset({"read", "write", "edit"}),
+    "group:sessions": frozenset({"sessions_list", "sessions_history", "sessions_send", "sessions_spawn"}),
+}
+
+
+class _Home(msgspec.Struct):
+    """One agent's folder and tools, made when first needed."""
+
+    workspace: Workspace
+    tools: tuple[AnyTool, ...]
+
+
+class Plans:
+    """The plans of all agents. Belongs to the Trio thread."""
+
+    def __init__(
+        self,
+        agents: Mapping[str, AgentProfile],
+        *,
+        config: Config,
+        workspace_of: Callable[[str], Path],
+        tools: Toolset,
+        clock: Clock,
+    ) -> None:
+        self._agents = agents
+        self._config = config
+        self._workspace_of = workspace_of
+        self._tools = tools
+        self._clock = clock
+        self._homes: dict[str, _Home] = {}
+        self._plans: dict[object, Plan] = {}
+        zone = config.agents.defaults.user_timezone
+        self._zone: tzinfo | None = ZoneInfo(zone) if zone else None
+
+    def models_of(self, agent_id: str) -> tuple[str | None, tuple[str, ...]]:
+        """The agent's model and its fallbacks; None: the best that is found."""
+        profile = self._agents[agent_id]
+        return profile.primary, profile.fallbacks
+
+    async def of(self, run: Run, model: ModelInfo) -> Plan:
+        """The plan of a turn."""
+        mode: Mode = "minimal" if is_subagent(run.session.key) else "full"
+        home = self._home(run.info.agent_id)
+        snapshot = home.workspace.kept()
+        if snapshot is None:
+            snapshot = await trio.to_thread.run_sync(home.workspace.snapshot)
+        return self._plan(run.info.agent_id, model, mode, snapshot)
+
+    async def warm_prompt(self, model: ModelInfo) -> str:
+        """The system prompt that the main session's next turn with this model will send."""
+        home = self._home(DEFAULT_AGENT)
+        snapshot = await trio.to_thread.run_sync(home.workspace.snapshot)
+        return self._plan(DEFAULT_AGENT, model, "full", snapshot).system_for(f"agent:{DEFAULT_AGENT}:main")
+
+    def _plan(self, agent_id: str, model: ModelInfo, mode: Mode, snapshot: WorkspaceSnapshot) -> Plan:
+        today = datetime.fromtimestamp(self._clock() / 1000, self._zone).date()
+        key = (agent_id, model.ref, mode, snapshot.revision, today)
+        plan = self._plans.get(key)
+        if plan is None:
+            if len(self._plans) >= KEPT_PLANS:
+                self._plans.clear()
+            tools = self._allowed(self._home(agent_id).tools, mode)
+            plan = self._plans[key] = compile_plan(model, self._facts(agent_id), snapshot, tools, mode, today)
+        return plan
+
+    def _home(self, agent_id: str) -> _Home:
+        home = self._homes.get(agent_id)
+        if home is None:
+            root = self._workspace_of(agent_id)
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            home = self._homes[agent_id] = _Home(Workspace(root), self._tools(root))
+        return home
+
+    def _allowed(self, tools: tuple[AnyTool, ...], mode: Mode) -> tuple[AnyTool, ...]:
+        rules = self._config.tools
+        return tuple(
+            tool
+            for tool in tools
+            if is_allowed(tool.name, rules) and not (mode == "minimal" and tool.name in _NOT_FOR_SUBAGENTS)
+        )
+
+    def _facts(self, agent_id: str) -> AgentFacts:
+        zone = self._config.agents.defaults.user_timezone or datetime.now().astimezone().tzname() or "UTC"
+        return AgentFacts(
+            id=agent_id,
+            name=self._agents[agent_id].name,
+            host=socket.gethostname(),
+            os=f"{platform.system()} {platform.release()}",
+            time_zone=zone,
+            instructions=self._config.agents.defaults.system_prompt or "",
+        )
+
+
+def is_allowed(name: str, rules: ToolsConfig) -> bool:
+    """Whether the configuration lets agents call a tool; `deny` wins."""
+    if any(_matches(name, pattern) for pattern in rules.deny):
+        return False
+    return rules.allow is None or any(_matches(name, pattern) for pattern in rules.allow)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    pattern = pattern.lower()
+    return name in _GROUPS.get(pattern, ()) or fnmatchcase(name, pattern)

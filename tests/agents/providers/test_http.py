@@ -1,0 +1,376 @@
+import datetime
+import ipaddress
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from triops.agents.errors import ProviderError
+from triops.agents.providers.http import (
+    CLOUD_IDLE,
+    CONNECT_LIMIT,
+    KEEP_ALIVE,
+    LOCAL_IDLE,
+    HttpClient,
+    default_idle,
+)
+
+KEY = "canary-9f2d77aa"
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+CUT = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}"
+Expect = Callable[..., Awaitable[ProviderError]]
+
+
+@pytest.fixture
+def failing() -> Expect:
+    """The error that a request ends with."""
+
+    async def fail(client: HttpClient, url: str, **fields: Any) -> ProviderError:
+        with pytest.raises(ProviderError) as caught:
+            async with client.stream("GET", url, {"authorization": f"Bearer {KEY}"}, **fields) as response:
+                await response.body()
+        assert KEY not in f"{caught.value} {caught.value!r} {caught.value.__cause__!r}"
+        return caught.value
+
+    return fail
+
+
+async def test_a_connection_serves_one_request_after_the_other(server, http):
+    server.answers = [[OK]]
+    for _ in range(3):
+        assert await http.get_json(f"{server.url}/v1/models?a=b", {"X-Extra": "1"}) == {}
+    assert server.connections == 1
+    assert server.asked[-1].target == b"/v1/models?a=b"
+    assert server.header("host") == server.url.removeprefix("http://") and server.header("x-extra") == "1"
+
+
+async def test_requests_at_once_have_connections_of_their_own(server, http):
+    server.answers = [[0.05, OK]]
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(http.get_json, server.url, {})
+    assert server.connections == 3
+
+
+async def test_what_one_read_held_comes_in_one_piece(server, http):
+    server.answers = [
+        [b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", 0.02, b"1\r\na\r\n1\r\nb\r\n0\r\n\r\n"]
+    ]
+    async with http.stream("GET", server.url, {}) as response:
+        assert [await response.read(), await response.read(), await response.read()] == [b"ab", b"", b""]
+
+
+async def test_a_body_without_a_length_ends_with_its_connection(server, http):
+    server.answers = [[b"HTTP/1.1 200 OK\r\n\r\nall of it", "drop"]]
+    async with http.stream("GET", server.url, {}) as response:
+        assert await response.body() == b"all of it"
+
+
+async def test_json_is_posted_and_bad_answers_are_typed(server, http):
+    server.answers = [[OK], [b"HTTP/1.1 401 No\r\nContent-Length: 4\r\n\r\nnope"], [OK.replace(b"{}", b"{x")]]
+    assert await http.post_json(server.url, {}, {"a": [1]}) == {}
+    assert server.bodies == [{"a": [1]}] and server.header("content-type") == "application/json"
+    for kind in ("auth", "format"):
+        with pytest.raises(ProviderError) as caught:
+            await http.get_json(server.url, {})
+        assert caught.value.kind == kind and server.url.removeprefix("http://") in str(caught.value)
+
+
+async def test_a_connection_that_the_peer_closed_is_not_used_again(server, http):
+    server.answers = [[OK, "drop"], [OK]]
+    assert await http.get_json(server.url, {}) == {}
+    await trio.sleep(0.01)
+    assert await http.get_json(server.url, {}) == {}
+    assert server.connections == 2
+
+
+async def test_a_connection_that_lay_unused_too_long_is_not_used_again(server, http, patient_clock):
+    server.answers = [[OK]]
+    await http.get_json(server.url, {})
+    await trio.sleep(KEEP_ALIVE + 1)
+    await http.get_json(server.url, {})
+    assert server.connections == 2
+
+
+@pytest.mark.parametrize("phase", ["connect", "head", "body"])
+async def test_a_cancelled_request_leaves_the_client_usable(server, http, phase):
+    full = socket.create_server(("127.0.0.1", 0), backlog=0)
+    url = f"http://127.0.0.1:{full.getsockname()[1]}" if phase == "connect" else server.url
+    server.answers = [[None] if phase == "head" else [CUT, None], [OK]]
+    if phase == "connect":
+        server.answers.pop(0)
+    with trio.move_on_after(0.05) as scope:
+        async with http.stream("GET", url, {}) as response:
+            if phase != "connect":
+                await response.body()
+            else:
+                await trio.sleep_forever()
+    assert scope.cancelled_caught
+    full.close()
+    assert await http.get_json(server.url, {}) == {}
+    assert server.connections == (1 if phase == "connect" else 2)
+
+
+async def test_leaving_a_body_early_closes_its_connection(server, http):
+    server.answers = [[CUT], [OK]]
+    async with http.stream("GET", server.url, {}) as response:
+        assert response.status == 200
+    await http.get_json(server.url, {})
+    assert server.connections == 2
+
+
+async def test_an_exception_in_the_block_goes_through_as_it_is(server, http):
+    server.answers = [[OK]]
+    with pytest.raises(trio.TooSlowError):
+        async with http.stream("GET", server.url, {}):
+            raise trio.TooSlowError
+    with pytest.raises(OSError, match="mine"):
+        async with http.stream("GET", server.url, {}):
+            raise OSError("mine")
+
+
+@pytest.mark.parametrize("answer", [[None], [b"HTTP/1.1 20", None], [CUT, None]])
+async def test_silence_is_a_timeout(server, http, failing, patient_clock, answer):
+    server.answers = [answer]
+    start = trio.current_time()
+    error = await failing(http, server.url, idle=77.0)
+    assert (error.kind, error.retryable) == ("timeout", True) and "silent for 77 s" in str(error)
+    assert 77 <= trio.current_time() - start < 79
+
+
+async def test_a_peer_that_keeps_talking_is_not_silent(server, http, patient_clock):
+    server.answers = [[b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n", 70.0, b"a", 70.0, b"b", 70.0, b"c"]]
+    async with http.stream("GET", server.url, {}, idle=77.0) as response:
+        assert await response.body() == b"abc"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a full backlog refuses or accepts")
+async def test_a_connect_that_hangs_is_a_timeout(failing, http, patient_clock):
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        address = full.getsockname()
+        fillers = [socket.socket() for _ in range(2)]
+        for filler in fillers:
+            filler.setblocking(False)
+            filler.connect_ex(address)
+        start = trio.current_time()
+        error = await failing(http, f"http://127.0.0.1:{address[1]}")
+        for filler in fillers:
+            filler.close()
+    assert (error.kind, error.retryable) == ("timeout", True) and "could not connect" in str(error)
+    assert trio.current_time() - start >= CONNECT_LIMIT
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (["drop"], "connection"),
+        ([b"HTTP/1.1 200 OK\r\ncont", "drop"], "connection"),
+        ([OK[:-1], "drop"], "connection"),
+        ([b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nabc", "drop"], "connection"),
+        ([b"SSH-2.0-OpenSSH_9.9\r\n\r\n", "drop"], "format"),
+        ([b"\x15\x03\x01\x00\x02\x02\x16", b"\r\n\r\n", "drop"], "format"),
+        ([b"HTTP/1.1 200 OK\r\n" + b"x" * 200_000, "drop"], "format"),
+        ([b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n", "drop"], "format"),
+    ],
+)
+async def test_a_broken_answer_is_typed_and_names_the_host(server, http, failing, answer, kind):
+    server.answers = [answer]
+    error = await failing(http, server.url)
+    assert error.kind == kind and error.retryable == (kind == "connection")
+    assert server.url.removeprefix("http://") in str(error)
+
+
+async def test_nobody_there_is_a_connection_error(http, failing, closed_port):
+    error = await failing(http, f"http://user:{KEY}@127.0.0.1:{closed_port}/v1?key={KEY}")
+    assert (error.kind, error.retryable) == ("connection", True)
+    assert f"127.0.0.1:{closed_port}" in str(error) and "baseUrl" in str(error)
+
+
+@pytest.fixture
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    "url", ["", "localhost:11434", "ftp://x/y", "http://", "http://a b/", "http://h:99999/", "http://h/ü"]
+)
+async def test_what_is_no_address_is_said_so(http, failing, url):
+    with pytest.raises(ProviderError, match="baseUrl") as caught:
+        http.stream("GET", url, {})
+    assert not caught.value.retryable
+
+
+@pytest.mark.parametrize("key", ["canary\nHost: evil", "canary-ü", "canary-\x00"])
+async def test_a_key_that_cannot_be_sent_is_not_repeated(server, http, key):
+    server.answers = [[OK]]
+    with pytest.raises(ProviderError) as caught:
+        await http.get_json(server.url, {"authorization": f"Bearer {key}"})
+    assert "canary" not in str(caught.value) and caught.value.__cause__ is None
+    assert server.asked == []
+
+
+async def test_an_answer_before_the_body_was_taken_is_still_read(nursery, http):
+    async def refuse(stream: trio.SocketStream) -> None:
+        await stream.receive_some(100)
+        await stream.send_all(b"HTTP/1.1 413 Too much\r\nconnection: close\r\ncontent-length: 3\r\n\r\nbig")
+        await trio.sleep(0.2)
+        stream.socket.close()
+
+    listeners = await nursery.start(trio.serve_tcp, refuse, 0)
+    url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+    with trio.fail_after(5):
+        async with http.stream("POST", url, {}, b"x" * 20_000_000) as response:
+            assert response.status == 413
+
+
+async def test_closing_the_client_closes_what_it_kept(server, nursery):
+    server.answers = [[OK]]
+    closed = trio.Event()
+
+    async def watch(stream: trio.SocketStream) -> None:
+        await server.serve(stream)
+        closed.set()
+
+    listeners = await nursery.start(trio.serve_tcp, watch, 0)
+    http = HttpClient()
+    await http.get_json(f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}", {})
+    await http.aclose()
+    with trio.fail_after(2):
+        await closed.wait()
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="no Unix sockets")
+async def test_a_unix_socket_takes_the_place_of_the_host(server, nursery, tmp_path):
+    path = str(tmp_path / "m.sock")
+    listening = trio.socket.socket(trio.socket.AF_UNIX)
+    await listening.bind(path)
+    listening.listen()
+    nursery.start_soon(partial(trio.serve_listeners, server.serve, [trio.SocketListener(listening)]))
+    server.answers = [[OK]]
+    http = HttpClient(uds=path)
+    assert await http.get_json("http://localhost/v1/models", {}) == {}
+    assert await http.get_json("http://localhost/v1/models", {}) == {}
+    assert server.connections == 1 and server.header("host") == "localhost"
+    await http.aclose()
+
+
+async def test_a_unix_socket_that_is_not_there_is_a_connection_error(failing, tmp_path):
+    error = await failing(HttpClient(uds=str(tmp_path / "none.sock")), "http://localhost/")
+    assert error.kind == "connection"
+
+
+@pytest.mark.parametrize(
+    ("url", "idle"),
+    [
+        ("http://127.0.0.1:1234/v1", LOCAL_IDLE),
+        ("http://[::1]:1/", LOCAL_IDLE),
+        ("http://192.168.1.5/v1", LOCAL_IDLE),
+        ("http://localhost:11434", LOCAL_IDLE),
+        ("http://nas.local/v1", LOCAL_IDLE),
+        ("https://api.openai.com/v1", CLOUD_IDLE),
+        ("https://8.8.8.8/", CLOUD_IDLE),
+    ],
+)
+def test_a_model_at_home_may_be_silent_longer(url, idle):
+    assert default_idle(url) == idle
+
+
+def test_the_https_library_is_not_loaded_before_it_is_needed():
+    code = "import sys, triops.agents.providers.wire; sys.exit('httpcore2' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A self-signed certificate of 127.0.0.1 and its key, in one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
+    today = datetime.datetime.now(datetime.UTC)
+    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(today - datetime.timedelta(days=1))
+        .not_valid_after(today + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    path = tmp_path_factory.mktemp("tls") / "both.pem"
+    path.write_bytes(certificate.public_bytes(pem) + private)
+    return path
+
+
+@pytest.fixture
+async def secure_url(server, nursery, authority) -> str:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(authority)
+
+    async def serve(stream: trio.SocketStream) -> None:
+        try:
+            await server.serve(trio.SSLStream(stream, context, server_side=True, https_compatible=True))
+        except* trio.BrokenResourceError:
+            pass  # a client that refuses the certificate
+
+    listeners = await nursery.start(trio.serve_tcp, serve, 0)
+    return f"https://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+
+
+@pytest.fixture
+async def trusting(authority):
+    client = HttpClient(tls=ssl.create_default_context(cafile=str(authority)))
+    yield client
+    await client.aclose()
+
+
+async def test_https_streams_and_keeps_its_connection(server, secure_url, trusting):
+    server.answers = [[OK]]
+    for _ in range(2):
+        assert await trusting.post_json(f"{secure_url}/v1/x?y=z", {"a": "b"}, {"q": 1}) == {}
+    assert server.connections == 1 and server.asked[0].target == b"/v1/x?y=z" and server.bodies[0] == {"q": 1}
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"), [(["drop"], "connection"), ([OK[:-1], "drop"], "connection"), ([None], "timeout")]
+)
+async def test_https_failures_are_typed_as_plain_ones(server, secure_url, trusting, failing, answer, kind):
+    server.answers = [answer]
+    error = await failing(trusting, secure_url, idle=0.1)
+    assert (error.kind, error.retryable) == (kind, True) and "127.0.0.1:" in str(error)
+
+
+async def test_a_cancelled_https_body_leaves_the_client_usable(server, secure_url, trusting):
+    server.answers = [[CUT, None], [OK]]
+    with trio.move_on_after(0.1) as scope:
+        async with trusting.stream("GET", secure_url, {}) as response:
+            await response.body()
+    assert scope.cancelled_caught
+    assert await trusting.get_json(secure_url, {}) == {}
+
+
+async def test_an_unknown_certificate_is_refused_for_good(secure_url, http, failing):
+    error = await failing(http, secure_url)
+    assert (error.kind, error.retryable) == ("tls_certificate", False) and "SSL_CERT_FILE" in str(error)
+
+
+async def test_https_to_a_plain_port_says_so(server, http, failing):
+    server.answers = [[OK]]
+    error = await failing(http, server.url.replace("http:", "https:"))
+    assert error.kind == "connection" and "TLS" in str(error)
+
+
+async def test_nobody_there_over_https_is_a_connection_error(http, failing, closed_port):
+    error = await failing(http, f"https://127.0.0.1:{closed_port}")
+    assert (error.kind, error.retryable) == ("connection", True) and "could not connect" in str(error)

@@ -1,0 +1,301 @@
+import json
+import logging
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+
+from triops.agents.errors import ContextOverflow, ProviderError
+from triops.agents.messages import AssistantMessage
+from triops.agents.model import Done, RetryNotice, TextDelta
+from triops.agents.providers.anthropic_messages import AnthropicMessagesProvider
+from triops.agents.providers.openai_completions import OpenAICompletionsProvider
+from triops.agents.providers.openai_responses import OpenAIResponsesProvider
+
+KEY = "canary-9f2d77aa"
+OPEN = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+def chunk(part: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(part), part)
+
+
+def whole(*parts: bytes, kind: str = "text/event-stream") -> bytes:
+    return OPEN.replace(b"text/event-stream", kind.encode()) + b"".join(map(chunk, parts)) + b"0\r\n\r\n"
+
+
+def failure(status: int, value: Any = None, headers: str = "") -> bytes:
+    body = json.dumps(value or {"error": {"message": f"your key {KEY} is no good"}}).encode()
+    return f"HTTP/1.1 {status} X\r\ncontent-length: {len(body)}\r\n{headers}\r\n".encode() + body
+
+
+@pytest.fixture
+def provider(server, http) -> OpenAICompletionsProvider:
+    return OpenAICompletionsProvider(id="mock", base_url=f"{server.url}/v1/", http=http, api_key=KEY, idle=30)
+
+
+async def test_a_reply_is_streamed_and_the_connection_kept(server, provider, hello, ask, collect):
+    server.answers = [[whole(*hello)]]
+    for _ in range(2):
+        first, second, done = await collect(provider, ask())
+        assert (first, second, done.message.text) == (TextDelta("Hel"), TextDelta("lo"), "Hello")
+    assert server.connections == 1 and server.asked[0].target == b"/v1/chat/completions"
+    assert server.bodies[0]["model"] == "mock-1" and server.bodies[0]["stream"] is True
+    assert server.header("authorization") == f"Bearer {KEY}" and server.header("content-type") == "application/json"
+
+
+async def test_a_burst_is_one_batch_and_what_waits_is_another(server, provider, hello, ask, patient_clock):
+    server.answers = [[OPEN, 1.0, chunk(hello[0]), 1.0, b"".join(map(chunk, hello[1:])), b"0\r\n\r\n"]]
+    with trio.fail_after(60):
+        async with provider.stream(ask()) as batches:
+            sizes = [len(batch) async for batch in batches]
+    assert sizes == [1, 2]
+
+
+async def test_a_body_that_ends_late_does_not_delay_the_reply_and_is_kept(server, provider, hello, ask, collect):
+    server.answers = [[OPEN + b"".join(map(chunk, hello)), 0.05, b"0\r\n\r\n"]]
+    for _ in range(2):
+        assert isinstance((await collect(provider, ask()))[-1], Done)
+    assert server.connections == 1
+
+
+async def test_a_body_that_never_ends_costs_only_its_connection(server, provider, hello, ask, collect, patient_clock):
+    server.answers = [[OPEN + b"".join(map(chunk, hello)), None]]
+    start = trio.current_time()
+    for _ in range(2):
+        assert (await collect(provider, ask()))[-1].message.text == "Hello"
+    assert server.connections == 2 and trio.current_time() - start < 1
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(400, "format"), (401, "auth"), (402, "billing"), (404, "model_not_found"), (301, "unclassified")],
+)
+async def test_a_refusal_is_raised_at_once(server, provider, ask, collect, status, kind):
+    server.answers = [[failure(status)]]
+    with pytest.raises(ProviderError) as caught:
+        await collect(provider, ask())
+    assert caught.value.kind == kind and str(caught.value).startswith("mock/mock-1 request failed (")
+    assert caught.value.detail == "your key [redacted] is no good" and len(server.asked) == 1
+
+
+async def test_an_overflow_is_told_apart(server, provider, ask, collect):
+    server.answers = [[failure(400, {"error": {"code": "context_length_exceeded", "message": "too long"}})]]
+    with pytest.raises(ContextOverflow):
+        await collect(provider, ask())
+
+
+async def test_what_may_pass_is_tried_again_twice_and_said(server, provider, ask, collect, patient_clock):
+    server.answers = [[failure(500)]]
+    events: list[Any] = []
+    start = trio.current_time()
+    with pytest.raises(ProviderError) as caught:
+        async with provider.stream(ask()) as batches:
+            async for batch in batches:
+                events += batch
+    assert caught.value.kind == "server_error" and len(server.asked) == 3
+    reason = "mock/mock-1 request failed (provider internal error, HTTP 500)"
+    assert events == [RetryNotice(1, 2, reason, 0.5), RetryNotice(2, 2, reason, 2.0)] and str(caught.value) == reason
+    assert 2.5 <= trio.current_time() - start < 3
+
+
+async def test_a_second_attempt_may_succeed(server, provider, hello, ask, collect, patient_clock):
+    overloaded = b'data: {"error": {"type": "overloaded_error"}}\n\n'
+    server.answers = [[whole(overloaded)], ["drop"], [whole(*hello)]]
+    first, second, *_, done = await collect(provider, ask())
+    assert [type(first), type(second)] == [RetryNotice, RetryNotice] and done.message.text == "Hello"
+
+
+@pytest.mark.parametrize(("header", "waits"), [("3", [3.0, 3.0]), ("8", [8.0, 8.0]), ("9", []), ("60", [])])
+async def test_retry_after_is_honoured_if_short(server, provider, ask, patient_clock, header, waits):
+    server.answers = [[failure(429, headers=f"Retry-After: {header}\r\n")]]
+    events: list[Any] = []
+    with pytest.raises(ProviderError) as caught:
+        async with provider.stream(ask()) as batches:
+            async for batch in batches:
+                events += batch
+    assert [event.delay for event in events] == waits and caught.value.retry_after == float(header)
+
+
+async def test_no_attempt_starts_past_the_budget(server, provider, ask, collect, patient_clock):
+    server.answers = [[15.0, failure(429, headers="retry-after: 6\r\n")]]
+    with pytest.raises(ProviderError):
+        await collect(provider, ask())
+    assert len(server.asked) == 1
+
+
+async def test_nothing_is_tried_again_once_words_were_streamed(server, provider, hello, ask, patient_clock):
+    server.answers = [[whole(hello[0], b'data: {"error": {"code": 500}}\n\n')]]
+    events: list[Any] = []
+    with pytest.raises(ProviderError) as caught:
+        async with provider.stream(ask()) as batches:
+            async for batch in batches:
+                events += batch
+    assert events == [TextDelta("Hel")] and caught.value.kind == "server_error" and len(server.asked) == 1
+
+
+@pytest.mark.parametrize("before", [[], [OPEN], [OPEN, chunk(b'data: {"choices": [{"delta": {"content": "x"}}]}\n\n')]])
+async def test_a_hang_ends_at_the_idle_limit(server, provider, ask, collect, patient_clock, before):
+    server.answers = [[*before, None]]
+    start = trio.current_time()
+    with pytest.raises(ProviderError) as caught:
+        await collect(provider, ask())
+    assert caught.value.kind == "timeout" and len(server.asked) == 1  # 30 s are past the budget of retries
+    assert 30 <= trio.current_time() - start < 32
+
+
+async def test_a_drop_at_any_byte_is_an_error_and_never_a_short_reply(
+    server, provider, hello, ask, collect, patient_clock
+):
+    answer = whole(*hello)
+    last = answer.index(b"[DONE]")
+    for offset in [*range(0, last, 37), last]:
+        server.answers, server.asked = [[answer[:offset], "drop"]], []
+        with pytest.raises(ProviderError) as caught:
+            await collect(provider, ask())
+        assert caught.value.kind == "connection" and caught.value.retryable
+    server.answers = [[answer]]
+    assert (await collect(provider, ask()))[-1].message.text == "Hello"
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (whole(b"data: {nonsense\n\n"), "format"),
+        (whole(b"data: " + b"x" * (1 << 20) + b"\n\n"), "format"),
+        (whole(b"data: \x00\xff\n\n"), "format"),
+        (whole(b'{"choices": []}', kind="application/json"), "format"),
+        (whole(b"<html>", kind="text/html; charset=utf-8"), "format"),
+        (whole(b'{"error": {"code": 401, "message": "no"}}', kind="application/json"), "auth"),
+        (b"\x00" * 100 + b"\r\n\r\n", "format"),
+    ],
+)
+async def test_garbage_is_typed(server, provider, ask, collect, answer, kind):
+    server.answers = [[answer]]
+    with pytest.raises(ProviderError) as caught:
+        await collect(provider, ask())
+    assert caught.value.kind == kind
+
+
+async def test_a_cancelled_stream_closes_its_connection_only(server, provider, hello, ask, collect):
+    server.answers = [[OPEN, chunk(hello[0]), None], [whole(*hello)]]
+    with trio.CancelScope() as scope:
+        async with provider.stream(ask()) as batches:
+            async for _ in batches:
+                scope.cancel()
+    assert scope.cancelled_caught
+    assert (await collect(provider, ask()))[-1].message.text == "Hello"
+    assert server.connections == 2
+
+
+async def test_leaving_a_stream_early_leaves_the_provider_usable(server, provider, hello, ask, collect):
+    server.answers = [[OPEN, chunk(hello[0]), None], [whole(*hello)]]
+    async with provider.stream(ask()) as batches:
+        async for _ in batches:
+            break
+    assert isinstance((await collect(provider, ask()))[-1], Done)
+
+
+async def test_a_key_is_asked_for_each_time_and_never_shown(server, http, ask, collect, caplog):
+    caplog.set_level(logging.DEBUG)
+    keys = iter([KEY, f"{KEY}-2\n"])
+    provider = OpenAICompletionsProvider(
+        id="mock", base_url=server.url, http=http, api_key=lambda: next(keys), headers={"X-Org": "canary-org"}
+    )
+    server.answers = [[failure(403, {"error": f"{KEY} {KEY}-2 canary-org"})]]
+    for header in (KEY, f"{KEY}-2"):
+        with pytest.raises(ProviderError) as caught:
+            await collect(provider, ask())
+        assert server.header("authorization") == f"Bearer {header}" and server.header("x-org") == "canary-org"
+        shown = f"{caught.value!r} {caught.value.detail} {provider!r} {vars(provider)!r}"
+        assert "canary" not in shown
+    assert "canary" not in caplog.text
+
+
+async def test_without_a_key_no_login_is_sent(server, http, hello, ask, collect):
+    server.answers = [[whole(*hello)]]
+    await collect(OpenAICompletionsProvider(id="mock", base_url=server.url, http=http), ask())
+    assert server.header("authorization") is None and server.asked[-1].target == b"/chat/completions"
+
+
+async def test_a_models_own_headers_are_sent(server, provider, hello, ask, collect):
+    server.answers = [[whole(*hello)]]
+    request = ask()
+    model = msgspec.structs.replace(request.model, headers=(("x-model", "1"),))
+    await collect(provider, msgspec.structs.replace(request, model=model))
+    assert server.header("x-model") == "1"
+
+
+@pytest.mark.parametrize("base", ["", "/v1", "/v1/"])
+async def test_anthropic_messages_over_the_wire(server, http, ask, collect, base):
+    said = [
+        {"type": "message_start", "message": {"id": "m", "usage": {"input_tokens": 3}}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "Hi"}},
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 1}},
+        {"type": "message_stop"},
+    ]
+    server.answers = [[whole(*[b"data: " + json.dumps(event).encode() + b"\n\n" for event in said])]]
+    provider = AnthropicMessagesProvider(id="mock", base_url=server.url + base, http=http, api_key=KEY)
+    assert (await collect(provider, ask()))[-1].message.text == "Hi"
+    assert server.asked[-1].target == b"/v1/messages" and server.header("x-api-key") == KEY
+    assert server.header("anthropic-version") == "2023-06-01" and server.header("authorization") is None
+
+
+async def test_anthropic_messages_with_a_bearer_and_a_529(server, http, ask, collect, patient_clock):
+    server.answers = [[failure(529, {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}})]]
+    provider = AnthropicMessagesProvider(id="mock", base_url=server.url, http=http, api_key=KEY, bearer=True)
+    with pytest.raises(ProviderError) as caught:
+        await collect(provider, ask())
+    assert (caught.value.kind, caught.value.detail) == ("overloaded", "Overloaded") and len(server.asked) == 3
+    assert server.header("authorization") == f"Bearer {KEY}" and server.header("x-api-key") is None
+
+
+async def test_responses_over_the_wire(server, http, ask, collect):
+    said = [
+        {"type": "response.output_text.delta", "delta": "Hi"},
+        {"type": "response.completed", "response": {"id": "r"}},
+    ]
+    server.answers = [[whole(*[b"data: " + json.dumps(event).encode() + b"\n\n" for event in said])]]
+    provider = OpenAIResponsesProvider(id="mock", base_url=f"{server.url}/v1", http=http)
+    message: AssistantMessage = (await collect(provider, ask()))[-1].message
+    assert message.text == "Hi" and server.asked[-1].target == b"/v1/responses"
+
+
+async def test_models_are_listed_if_asked_for(server, http):
+    entries = [
+        {"id": "a/b", "max_model_len": 4096},
+        {"id": "nomic-embed"},
+        {"odd": 1},
+        "odd",
+        {"id": "c", "display_name": "C"},
+    ]
+    listing = json.dumps({"data": entries}).encode()
+    server.answers = [[b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(listing), listing)]]
+    provider = OpenAICompletionsProvider(id="mock", base_url=f"{server.url}/v1", http=http, discover=True)
+    first, second = await provider.discover()
+    assert (str(first.ref), first.context_window, first.max_tokens) == ("mock/a/b", 4096, 4096)
+    assert (str(second.ref), second.name, second.api) == ("mock/c", "C", "openai-completions")
+    assert server.asked[-1].target == b"/v1/models"
+    silent = OpenAICompletionsProvider(id="mock", base_url=server.url, http=http)
+    assert await silent.discover() == () and await silent.resolve_dynamic("x") is None and len(server.asked) == 1
+
+
+@pytest.mark.parametrize("listing", [b"[]", b"{}", b'{"data": {}}', b"3"])
+async def test_a_list_of_another_shape_names_no_models(server, http, listing):
+    server.answers = [[b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(listing), listing)]]
+    assert await OpenAICompletionsProvider(id="m", base_url=server.url, http=http, discover=True).discover() == []
+
+
+async def test_warming_opens_the_connection_that_the_first_reply_uses(server, provider, hello, ask, collect):
+    server.answers = [[failure(404)], [whole(*hello)]]
+    await provider.warm(ask().model, "")
+    await collect(provider, ask())
+    assert server.connections == 1 and server.asked[0].method == b"GET"
+
+
+async def test_warming_shows_a_refused_key(server, provider, ask):
+    server.answers = [[failure(401)]]
+    with pytest.raises(ProviderError) as caught:
+        await provider.warm(ask().model, "")
+    assert caught.value.kind == "auth" and KEY not in caught.value.detail

@@ -1,0 +1,88 @@
+import pytest
+
+from triops.bench.driver import Turn
+from triops.bench.mock_model import Mark
+from triops.bench.turns import Block, Record, phases, results
+
+MS = 1_000_000
+
+
+def turn(**times: float) -> Turn:
+    return Turn("r", "s", **{name: round(at * MS) for name, at in times.items()}, state="final")
+
+
+def mark(received: float, first: float, last: float) -> Mark:
+    return Mark("r", round(received * MS), round(first * MS), round(last * MS))
+
+
+def block(subject: str, overheads: list[float], *, begun: float = 0, wall: float = 100, cpu: float = 10) -> Block:
+    """Turns one after the other, from `begun` ms on, each as long as its overhead."""
+    found: list[Record] = []
+    at = begun
+    for overhead in overheads:
+        found.append(Record(subject, "one session", turn(sent=at, final=at + overhead), {"overhead": overhead}))
+        at += overhead
+    return Block(found, round(begun * MS), round(wall * MS), round(cpu * MS))
+
+
+def test_phases_are_counted_from_the_send_and_from_the_model_s_marks():
+    found = phases(turn(sent=10, acked=11, first_delta=17, final=25), [mark(12, 15, 22)])
+    assert found == pytest.approx(
+        {
+            "ack": 1,
+            "first_delta": 7,
+            "total": 15,
+            "model_request": 2,
+            "model": 10,
+            "overhead": 5,
+            "first_byte_to_delta": 2,
+            "last_byte_to_final": 3,
+        }
+    )
+
+
+def test_the_model_s_own_time_is_summed_over_a_turn_with_tools():
+    found = phases(turn(sent=0, final=30), [mark(1, 2, 6), mark(10, 11, 20)])
+    assert found == pytest.approx(
+        {"total": 30, "model_request": 1, "model": 15, "overhead": 15, "last_byte_to_final": 10}
+    )
+
+
+def test_a_turn_without_marks_or_end_has_the_phases_that_it_has():
+    assert phases(turn(sent=1, acked=2, final=5), []) == pytest.approx({"ack": 1, "total": 4})
+    assert phases(turn(sent=1, acked=2), [mark(2, 3, 4)]) == pytest.approx({"ack": 1})
+
+
+def test_results_compare_every_subject_with_the_floor():
+    blocks = [block("triops", [4.0, 4.0]), block("floor", [2.0, 2.0])] * 3
+    ours, floor = results(blocks)
+    assert (ours.subject, ours.ratio, floor.subject, floor.ratio) == ("triops", 2.0, "floor", None)
+    assert ours.ratio_interval is not None
+    assert (ours.ratio_interval.low, ours.ratio_interval.high) == (2.0, 2.0)
+    assert ours.metrics["overhead"].count == 6
+    assert (ours.generator_cpu_ms, ours.generator_busy) == (5.0, 0.1)
+
+
+def test_without_a_floor_there_is_no_ratio():
+    (ours,) = results([block("triops", [4.0])])
+    assert (ours.ratio, ours.ratio_interval) == (None, None)
+    assert ours.overhead_interval is not None
+
+
+def test_failed_turns_are_counted_and_left_out_of_the_numbers():
+    mixed = block("triops", [4.0, 4.0, 400.0])
+    mixed.records[2].turn.state = "error"
+    (found,) = results([mixed])
+    assert found.failed == 1
+    assert found.metrics["overhead"].max == 4.0
+
+
+def test_the_rate_leaves_out_how_a_block_runs_empty():
+    steady = block("triops", [10.0] * 11, begun=50, wall=5_000)
+    (found,) = results([steady])
+    assert found.turns_per_second == pytest.approx(100)
+
+
+def test_the_rate_of_a_block_in_which_all_started_at_once_is_that_of_the_whole():
+    (found,) = results([block("triops", [10.0], wall=20)])
+    assert found.turns_per_second == pytest.approx(50)

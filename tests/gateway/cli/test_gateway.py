@@ -1,0 +1,139 @@
+"""`start` and `stop` are tried on a stand-in that holds the state folder's lock, publishes itself and serves."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from triops.gateway.cli import gateway as gateway_commands
+from triops.gateway.cli import process
+from triops.runtime.instance import read_discovery
+from triops.runtime.paths import Paths
+
+STAND_IN = """
+import os, signal, sys, threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from triops.runtime.instance import hold_instance
+from triops.runtime.paths import locate
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if self.path == "/readyz" else 404)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+print("arguments:", *sys.argv[1:], flush=True)
+paths = locate(os.environ)
+if "--port" in sys.argv:
+    sys.exit("the port is taken, says the stand-in") if sys.argv[-1] == "1" else None
+server = HTTPServer(("127.0.0.1", 0), Handler)
+if hasattr(signal, "SIGTERM"):
+    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
+paths.token.write_text("t")
+with hold_instance(paths) as instance, instance.published(f"http://127.0.0.1:{server.server_port}", "1.2.3"):
+    server.serve_forever(poll_interval=0.01)
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, paths: Paths) -> Iterator[None]:
+    """Let `start` run the stand-in, and leave none behind."""
+    script = tmp_path / "stand_in.py"
+    script.write_text(STAND_IN)
+    monkeypatch.setattr(process, "COMMAND", [sys.executable, str(script)])
+    yield
+    if (left := read_discovery(paths)) is not None:
+        process.ask_to_end(left.pid)
+
+
+def test_start_status_stop(run: Any, stand_in: None, paths: Paths):
+    started = run("gateway", "start", "--port", "0", "--json")
+    assert (started.code, started.err) == (0, "")
+    said = json.loads(started.out)
+    found = read_discovery(paths)
+    assert found is not None
+    assert said == {
+        "running": True,
+        "pid": found.pid,
+        "url": found.url,
+        "version": "1.2.3",
+        "output": str(paths.logs / "gateway.out"),
+    }
+    assert (paths.logs / "gateway.out").read_text() == "arguments: gateway run --port 0\n"
+    if os.name == "posix":
+        assert (paths.logs / "gateway.out").stat().st_mode & 0o777 == 0o600
+
+    again = run("gateway", "start", "--json")
+    assert again.code == 75
+    assert json.loads(again.err)["error"]["pid"] == found.pid
+
+    stopped = run("gateway", "stop")
+    assert stopped == (0, f"The gateway (pid {found.pid}) has stopped.\n", "")
+    assert read_discovery(paths) is None
+    assert run("gateway", "stop") == (0, f"No gateway runs on {paths.state}.\n", "")
+
+
+def test_start_tells_why_the_gateway_ended_at_once(run: Any, stand_in: None):
+    ran = run("gateway", "start", "--port", "1")
+    assert ran.code == 1
+    assert "ended at once, with exit code 1" in ran.err
+    assert "the port is taken, says the stand-in" in ran.err
+
+
+def test_start_does_not_wait_for_ever(run: Any, stand_in: None, monkeypatch: pytest.MonkeyPatch, paths: Paths):
+    monkeypatch.setattr(gateway_commands, "START_SECONDS", 0)
+    ran = run("gateway", "start")
+    assert ran.code == 1
+    assert "was not ready within 0 s" in ran.err
+    assert "triops gateway stop" in ran.err
+    while read_discovery(paths) is None:
+        pass  # it goes on starting; the fixture ends it
+
+
+def test_a_broken_configuration_is_told_before_anything_starts(run: Any, stand_in: None, paths: Paths):
+    paths.state.mkdir()
+    paths.config.write_text("{gateway: {bind: 7}}")
+    ran = run("gateway", "start")
+    assert ran.code == 78
+    assert "gateway.bind" in ran.err
+
+
+def test_status_of_a_running_gateway(run: Any, gateway: Any):
+    gateway.answers["status"] = {}
+    address = gateway.url.removeprefix("http://")
+    assert run("gateway", "status") == (
+        0,
+        f"Runtime: running (pid {os.getpid()})\nListening: {address}\nProbe target: ws://{address}\nRPC probe: ok\n",
+        "",
+    )
+    assert json.loads(run("gateway", "status", "--json").out) == {
+        "running": True,
+        "pid": os.getpid(),
+        "version": "0.0.0",
+        "listening": address,
+        "probeTarget": f"ws://{address}",
+        "rpc": {"ok": True},
+    }
+
+
+def test_status_of_a_gateway_that_refuses(run: Any, gateway: Any):
+    gateway.answers["status"] = (401, {"error": {"message": "Unauthorized"}})
+    ran = run("gateway", "status")
+    assert (ran.code, ran.out.splitlines()[-1]) == (1, "RPC probe: failed (Unauthorized)")
+
+
+def test_status_of_no_gateway(run: Any, paths: Paths):
+    ran = run("gateway", "status")
+    assert (ran.code, ran.out.splitlines()[0]) == (1, f"Runtime: stopped (no gateway runs on {paths.state})")
+    assert json.loads(run("gateway", "status", "--json").out) == {"running": False, "rpc": {"ok": False}}
+
+
+def test_call_wants_an_object(run: Any, gateway: Any):
+    assert run("gateway", "call", "health", "--params", "[1]").code == 2
