@@ -73,18 +73,17 @@ class Model:
         body = encode({"model": "mock-1", "stream": True, "messages": [{"role": "user", "content": text}]})
         if not self._idle:
             self._idle.append((await trio.open_tcp_stream(self._host, self._port), h11.Connection(h11.CLIENT)))
-        stream, http = self._idle.pop()
+        (stream, http), rest = self._idle.pop(), b""
         head = {"host": self._host, "content-length": str(len(body))}
         request = h11.Request(method="POST", target="/v1/chat/completions", headers=list(head.items()))
-        await stream.send_all((http.send(request) or b"") + (http.send(h11.Data(body)) or b""))
-        http.send(h11.EndOfMessage())
-        rest = b""
+        parts = (request, h11.Data(body), h11.EndOfMessage())
+        await stream.send_all(b"".join(http.send(part) or b"" for part in parts))
         while not isinstance(event := http.next_event(), h11.EndOfMessage):
             if event is h11.NEED_DATA:
                 http.receive_data(await stream.receive_some(65_536))
             elif isinstance(event, h11.Data):
-                *parts, rest = (rest + event.data).split(b"\n\n")
-                choices = [c for part in parts if part != b"data: [DONE]" for c in decode(part[6:])["choices"]]
+                *lines, rest = (rest + event.data).split(b"\n\n")
+                choices = [c for line in lines if line != b"data: [DONE]" for c in decode(line[6:])["choices"]]
                 if fresh := "".join(choice["delta"].get("content", "") for choice in choices):
                     await on_text(fresh)
         http.start_next_cycle()

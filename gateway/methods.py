@@ -5,7 +5,7 @@ through the same table, and `hello-ok` advertises it.
 """
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, TypeVar, cast, get_type_hints
+from typing import Any, Protocol, get_type_hints
 
 import msgspec
 
@@ -13,8 +13,6 @@ from triops.gateway.errors import WireError
 from triops.gateway.frames import Request, decode_params
 from triops.gateway.scopes import require_scope
 from triops.gateway.services import Services
-
-P = TypeVar("P")
 
 
 class Peer(Protocol):
@@ -107,8 +105,7 @@ def method(name: str, *, scope: str | None, control_plane: bool = False) -> Call
 
     def enter(handler: Handler) -> Handler:
         params: Any = get_type_hints(handler)["params"]
-        decoder = cast("msgspec.json.Decoder[Any]", msgspec.json.Decoder(params))
-        METHODS[name] = Method(name, handler, decoder, scope, control_plane)
+        METHODS[name] = Method(name, handler, msgspec.json.Decoder(params), scope, control_plane)
         return handler
 
     return enter

@@ -5,6 +5,7 @@ In this order they are preferred when nobody chose a model. Nothing is asked her
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from triops.agents.model import ModelInfo, Provider
 from triops.agents.providers import open_provider
@@ -75,7 +76,7 @@ def _configured(
     key = provider.api_key.reveal() if provider.api_key else environ.get(known[2]) if known else None
     if key is not None:
         redactor.add([Secret(key)])
-    settings = {
+    settings: dict[str, Any] = {
         "id": id,
         "base_url": provider.base_url or (known[1] if known else None),
         "api_key": key,

@@ -84,7 +84,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
     """`text` without `secrets` and without what looks like a key or a token."""
-    for secret in secrets:
+    for secret in sorted(secrets, key=len, reverse=True):  # one may begin another
         text = text.replace(secret, "[redacted]")
     return _SECRETS.sub("[redacted]", text)
 

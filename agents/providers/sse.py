@@ -46,12 +46,14 @@ class SseParser:
             self._size += len(line)
             if self._size > EVENT_LIMIT:
                 raise ProviderError("format", f"the provider sent an event of more than {EVENT_LIMIT} bytes")
-            self._line += line
-            if line.endswith((b"\n", b"\r")):
-                whole = bytes(self._line).rstrip(b"\r\n")
+            if not line.endswith((b"\n", b"\r")):
+                self._line += line  # the last one, cut
+                break
+            if self._line:
+                line = bytes(self._line) + line
                 self._line.clear()
-                if (event := self._take(whole)) is not None:
-                    events.append(event)
+            if (event := self._take(line.rstrip(b"\r\n"))) is not None:
+                events.append(event)
         return events
 
     def _take(self, line: bytes) -> ServerSentEvent | None:

@@ -69,7 +69,7 @@ def resolve(root: str, parts: Sequence[str], create: bool) -> Generator[Place]:
     parent = os.path.join(os.path.realpath(root), *parts)
 
     def verify(name: str) -> None:
-        path = os.path.join(parent, name)
+        path = os.path.normpath(os.path.join(parent, name))
         if os.path.normcase(os.path.realpath(path)) != os.path.normcase(path):
             raise ToolError(f"A part of the path is a link, and links are not followed: {path}.")
 

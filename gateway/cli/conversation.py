@@ -100,7 +100,7 @@ async def open_conversation(
             from triops.gateway.host import open_host
 
             host = await stack.enter_async_context(open_host(address, port=None))
-            address = (host.url, host.token.reveal())
+            address = (host.url, host.token.reveal() if host.token else None)
         url, token = address
         client = await stack.enter_async_context(open_client(url, token=token, client_id="cli", mode="cli"))
         if model is not None:

@@ -69,7 +69,8 @@ async def cron_remove(call: Call, params: JobTarget) -> Any:
 @method("cron.run", scope="operator.admin", control_plane=True)
 async def cron_run(call: Call, params: RunParams) -> Any:
     """Start a job by hand."""
-    return await call.services.runtime.cron.run_now(params.require("cron.run"), params.mode)
+    mode = "due" if params.mode == "due" else "force"
+    return await call.services.runtime.cron.run_now(params.require("cron.run"), mode)
 
 
 @method("cron.runs", scope="operator.read")

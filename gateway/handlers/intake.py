@@ -5,6 +5,8 @@ import binascii
 from collections.abc import Sequence
 from typing import Any
 
+import trio
+
 from triops.agents.messages import Image, Text, UserBlock, UserMessage
 from triops.gateway import wire
 from triops.gateway.errors import ErrorShape, WireError
@@ -12,6 +14,7 @@ from triops.gateway.methods import ANSWERED, Call
 from triops.gateway.schema.chat import Attachment
 from triops.runtime.events import RunInfo
 from triops.runtime.runs.state import Accepted, QueueMode, RunState, Source, Submission, Terminal
+from triops.runtime.runs.supervisor import Supervisor
 from triops.runtime.sessions import canonical_key
 
 MAX_TEXT = 1024 * 1024
@@ -127,15 +130,7 @@ async def start_chat(call: Call, wanted: Submission) -> Any:
 
 
 async def _final(call: Call, run_id: str, accepted: Accepted) -> dict[str, Any]:
-    runs = call.services.runtime.runs
-    terminal = accepted.terminal
-    if terminal is None:
-        try:
-            terminal = await runs.wait(run_id)
-        finally:
-            run = runs.open_run(run_id)
-            if terminal is None and run is not None and not accepted.replay:
-                runs.abort(run, "rpc")  # the caller left
+    terminal = accepted.terminal or await _end_of(call.services.runtime.runs, run_id, mine=not accepted.replay)
     result: dict[str, Any] = {"runId": run_id, "sessionKey": accepted.session_key, "status": wait_status(terminal)}
     result["text"] = wire.shown_text(terminal)
     result["state"] = "final" if terminal.state is RunState.MERGED else str(terminal.state)
@@ -150,6 +145,17 @@ async def _final(call: Call, run_id: str, accepted: Accepted) -> dict[str, Any]:
         if value is not None:
             result[name] = value
     return result
+
+
+async def _end_of(runs: Supervisor, run_id: str, *, mine: bool) -> Terminal:
+    """Wait for a run's end; a caller that leaves stops what it started."""
+    try:
+        return await runs.wait(run_id)
+    except trio.Cancelled:
+        run = runs.open_run(run_id)
+        if mine and run is not None:
+            runs.abort(run, "rpc")
+        raise
 
 
 def ack(accepted: Accepted) -> dict[str, Any] | ErrorShape:

@@ -26,6 +26,7 @@ from triops.runtime.store.sqlite import Store
 
 MAX_DEPTH = 5
 MAX_CHILDREN = 5
+CHILD_GRACE = 5.0  # seconds that a stopped child has to end
 
 
 class Runs(Protocol):
@@ -158,17 +159,21 @@ class SessionTools:
                 label=args.label,
             )
         )
-        runs = self._runs()
-        terminal: Terminal | None = None
-        try:
-            terminal = await runs.wait(run_id)
-        finally:
-            child = runs.open_run(run_id)
-            if terminal is None and child is not None:
-                runs.abort(child, "parent stopped")  # a child never outlives the run that asked for it
-                with trio.move_on_after(5, shield=True):
-                    await child.ended.wait()
+        terminal = await self._end_of_child(run_id)
         return _outcome({"status": "accepted", "runId": accepted.run_id, "childSessionKey": key}, terminal)
+
+    async def _end_of_child(self, run_id: str) -> Terminal:
+        """Wait for a child's end. Cancelled, it stops the child first: it never outlives the run that asked for it."""
+        runs = self._runs()
+        try:
+            return await runs.wait(run_id)
+        except trio.Cancelled:
+            child = runs.open_run(run_id)
+            if child is not None:
+                runs.abort(child, "parent stopped")
+                with trio.move_on_after(CHILD_GRACE, shield=True):
+                    await child.ended.wait()
+            raise
 
     async def _submit(self, submission: Submission) -> Accepted:
         try:

@@ -41,7 +41,6 @@ def model(model_url: str) -> Generator[Model]:
 
 
 def test_openai_streams_chunks_and_a_usage_and_done_on_a_kept_alive_connection(model: Model):
-    model.http.connect()
     connected = model.http.sock
     for _ in range(3):
         status, body = model.post(OPENAI, "SAY:hello")

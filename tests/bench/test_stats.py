@@ -5,7 +5,7 @@ import pytest
 from triops.bench.stats import Interval, median_interval, percentile, ratio_interval, summarise
 
 
-def noise(center: float, count: int = 200, seed: int = 1) -> list[float]:
+def noise(center: float, count: int = 50, seed: int = 1) -> list[float]:
     source = random.Random(seed)
     return [source.gauss(center, 0.5) for _ in range(count)]
 
@@ -33,7 +33,7 @@ def test_one_sample_is_its_own_summary():
 def test_an_interval_holds_the_median_and_is_the_same_for_the_same_seed():
     blocks = [noise(5, seed=seed) for seed in range(8)]
     found = median_interval(blocks)
-    assert 4.8 < found.low < 5 < found.high < 5.2
+    assert 4.7 < found.low < 5 < found.high < 5.3
     assert median_interval(blocks) == found
     assert median_interval(blocks, seed=1) != found
 
@@ -43,7 +43,7 @@ def test_the_same_against_the_same_may_be_equal_and_twice_as_much_may_not():
     same = ratio_interval([noise(5, seed=seed) for seed in range(10, 18)], base)
     double = ratio_interval([noise(10, seed=seed) for seed in range(10, 18)], base)
     assert same.low < 1 < same.high
-    assert 1.9 < double.low < double.high < 2.1
+    assert 1.8 < double.low < double.high < 2.2
 
 
 def test_drift_between_blocks_widens_the_interval_of_the_median_but_not_of_the_ratio():
@@ -53,4 +53,4 @@ def test_drift_between_blocks_widens_the_interval_of_the_median_but_not_of_the_r
     steady = [noise(5, seed=seed) for seed in range(8)]
     drifting = [noise(5 + seed, seed=seed) for seed in range(8)]
     assert width(median_interval(drifting)) > 5 * width(median_interval(steady))
-    assert width(ratio_interval(drifting, drifting)) < 0.2
+    assert width(ratio_interval(drifting, drifting)) < 0.4

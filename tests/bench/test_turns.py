@@ -8,7 +8,10 @@ MS = 1_000_000
 
 
 def turn(**times: float) -> Turn:
-    return Turn("r", "s", **{name: round(at * MS) for name, at in times.items()}, state="final")
+    found = Turn("r", "s", state="final")
+    for name, at in times.items():
+        setattr(found, name, round(at * MS))
+    return found
 
 
 def mark(received: float, first: float, last: float) -> Mark:

@@ -199,12 +199,12 @@ async def test_leaving_a_stream_early_leaves_the_provider_usable(server, provide
 
 async def test_a_key_is_asked_for_each_time_and_never_shown(server, http, ask, collect, caplog):
     caplog.set_level(logging.DEBUG)
-    keys = iter([KEY, f"{KEY}-2\n"])
+    keys = iter([KEY, "canary-b-3c1\n"])
     provider = OpenAICompletionsProvider(
         id="mock", base_url=server.url, http=http, api_key=lambda: next(keys), headers={"X-Org": "canary-org"}
     )
-    server.answers = [[failure(403, {"error": f"{KEY} {KEY}-2 canary-org"})]]
-    for header in (KEY, f"{KEY}-2"):
+    for header in (KEY, "canary-b-3c1"):
+        server.answers = [[failure(403, {"error": f"{header} canary-org"})]]
         with pytest.raises(ProviderError) as caught:
             await collect(provider, ask())
         assert server.header("authorization") == f"Bearer {header}" and server.header("x-org") == "canary-org"

@@ -1,0 +1,67 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from triops.bench.cli import main
+
+
+def bench(*argv: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    return int(ended.value.code or 0)
+
+
+@pytest.mark.slow
+def test_chat_measures_a_gateway_at_a_url_and_writes_a_record_a_turn(
+    model_url: str, floor_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    arguments = ["--url", floor_url, "--model", model_url, "--no-floor", "--turns", "3", "--concurrency", "1,2"]
+    assert bench("chat", *arguments, "--json", "--out", str(tmp_path / "out")) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert json.loads((tmp_path / "out" / "summary.json").read_text("utf-8")) == summary
+    assert [found["scenario"] for found in summary["results"]] == ["fresh sessions", "one session", "2 at once"]
+    for found in summary["results"]:
+        assert (found["subject"], found["failed"], found["metrics"]["overhead"]["count"]) == ("gateway", 0, 3)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "runs.jsonl").read_text("utf-8").splitlines()]
+    assert len(lines) == 9
+    assert all(line["turn"]["state"] == "final" for line in lines)
+    assert all(line["metrics"]["total"] > line["metrics"]["overhead"] > 0 for line in lines)
+    sessions = {
+        name: {li["turn"]["session"] for li in lines if li["scenario"] == name}
+        for name in (li["scenario"] for li in lines)
+    }
+    assert {name: len(keys) for name, keys in sessions.items()} == {
+        "fresh sessions": 3,
+        "one session": 1,
+        "2 at once": 2,
+    }
+
+
+@pytest.mark.slow
+def test_chat_beside_the_floor_prints_a_table_with_the_ratio(
+    model_url: str, floor_url: str, capsys: pytest.CaptureFixture[str]
+):
+    assert bench("chat", "--url", floor_url, "--model", model_url, "--turns", "3", "--concurrency", "1") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-8] for line in lines if "gateway  " in line], "both subjects have a row"
+    assert sum("gateway  " in line and "(" in line for line in lines) == 2
+    assert sum(line.split()[-10:-9] == ["floor"] for line in lines) == 2
+
+
+def test_what_cannot_be_measured_is_said_in_words(model_url: str, capsys: pytest.CaptureFixture[str]):
+    arguments = ("--model", model_url, "--no-floor", "--turns", "1")
+    assert bench("chat", "--url", "ws://127.0.0.1:1", *arguments) == 1
+    assert "no gateway listens at ws://127.0.0.1:1" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_model_that_is_no_mock_is_said_in_words(floor_url: str, capsys: pytest.CaptureFixture[str]):
+    assert bench("chat", "--url", floor_url, "--model", "http://127.0.0.1:1", "--no-floor", "--turns", "1") == 1
+    assert capsys.readouterr().err
+
+
+@pytest.mark.parametrize("counts", ["", "0", "1,x"])
+def test_sessions_at_once_must_be_numbers(counts: str, capsys: pytest.CaptureFixture[str]):
+    assert bench("chat", "--concurrency", counts) == 2
+    assert "is not a number of sessions" in capsys.readouterr().err
