@@ -11,6 +11,7 @@ if sys.version_info < (3, 11):  # noqa: UP036  # the point is to tell those who 
     sys.exit(f"Triops needs Python 3.11 or newer, this is {sys.version_info[0]}.{sys.version_info[1]}")
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -31,7 +32,7 @@ STAMPS = VENV / "triops-installed.json"
 SOURCES = [*FLOORS, "tests", "src/triops/__init__.py", "src/triops/testing.py", "setup.py", "dev.py"]
 
 DEFAULT_QUESTION = "What is photosynthesis?"
-"""The embedded model answered it well 17 times of 17; CONTRIBUTING.md says what it is bad at."""
+"""The embedded model answered it well 23 times of 23, given a plain system prompt; see CONTRIBUTING.md."""
 
 HELP = f"""\
 usage: python3 dev.py COMMAND …
@@ -67,6 +68,9 @@ def main(argv: Sequence[str]) -> int:
     except StepFailed as failure:
         print(failure, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\nStopped; the next run goes on from here.", file=sys.stderr)
+        return 130
     return run(rest)
 
 
@@ -214,7 +218,7 @@ def _show(title: str, commands: Sequence[Sequence[str]]) -> None:
     Raises:
         StepFailed: one failed; the words hold its last lines.
     """
-    live = sys.stdout.isatty()
+    live = sys.stdout.isatty() and os.name != "nt"  # an old Windows console shows the codes instead of obeying them
     wipe = "\r\033[K" if live else ""
     print(f"{title} …", end="" if live else "\n", flush=True)
     started = time.monotonic()
@@ -248,4 +252,7 @@ COMMANDS: dict[str, tuple[Sequence[str], Callable[[list[str]], int]]] = {
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a console with few letters shows a question mark
     sys.exit(main(sys.argv[1:]))

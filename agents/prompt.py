@@ -26,10 +26,8 @@ MIN_PIECE = 200
 DEMO_HISTORY = 700
 """Tokens: the demonstration model reads 70 to 100 a second."""
 
-_DEMO = (
-    "You are a small demonstration model that runs on this computer, inside Triops, a local assistant."
-    " Answer in a few plain, friendly sentences. If you do not know something, say so."
-)
+_DEMO = "You are a helpful AI assistant named Triops. Answer briefly."
+"""Any word more, such as that it is a small model, it takes for the subject and talks about that."""
 
 _TOOLS = """## Tools
 Call a tool by its exact name when that answers better than memory. You have:

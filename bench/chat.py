@@ -74,7 +74,8 @@ async def measure(options: Options) -> tuple[Report, list[Record]]:
         if options.floor:
             subjects.append(await stack.enter_async_context(open_floor(model)))
         drivers = {s.name: await stack.enter_async_context(open_driver(s.url, s.token)) for s in subjects}
-        gc.freeze()
+        gc.freeze()  # what is here stays: a full collection in a turn would be the generator's, not the subject's
+        stack.callback(gc.unfreeze)
         blocks: list[Block] = []
         for scenario in scenarios(options.concurrency):
             blocks += await _run_scenario(scenario, drivers, model, options.turns)

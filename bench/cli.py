@@ -22,7 +22,7 @@ def bench() -> None:
 @click.option("--turns", default=600, show_default=True, type=click.IntRange(1), help="Per scenario and subject.")
 @click.option("--concurrency", default="1,4,16,64", show_default=True, help="Sessions at once, one scenario each.")
 @click.option("--url", default="", help="A gateway that runs already; else this project's is started.")
-@click.option("--token", default="", envvar="TRIOPS_BENCH_TOKEN", help="Its shared token.")
+@click.option("--token", default="", help="Its shared token.")
 @click.option(
     "--model", default="", help="The mock model that the gateway at --url uses (python -m triops.bench.mock_model)."
 )

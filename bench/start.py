@@ -9,8 +9,8 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -60,25 +60,31 @@ async def measure(options: Options) -> Report:
         BenchFailed: a subject did not start.
     """
     names = list(OPENERS) if options.floor else ["triops"]
-    phases: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-    async with open_model() as model:
-        for _ in range(options.runs):
-            for name in names:
-                phases[name].append(await _start_once(name, model))
-        opener, module = OPENERS["triops"]
-        async with opener(model, ["-X", "importtime", "-m", module]) as gateway:
-            imports = imports_by_package(_read(gateway.log).decode("utf-8", "replace"))
-        async with opener(model, ["-m", module]) as gateway:
-            commands = await trio.to_thread.run_sync(_time_commands, gateway.env, options.runs)
-        rss = {name: await _memory(name, model, options.turns) for name in names}
-    return Report(
-        machine=machine(),
-        phases={name: {key: summarise([s[key] for s in found]) for key in found[0]} for name, found in phases.items()},
-        imports=imports[:TOP],
-        commands=commands,
-        rss_mb=rss,
-        turns=options.turns,
-    )
+    with _bytecode_kept():
+        async with open_model() as model:
+            starts = [{name: await _start_once(name, model) for name in names} for _ in range(1 + options.runs)][1:]
+            opener, module = OPENERS["triops"]
+            async with opener(model, ["-X", "importtime", "-m", module]) as gateway:
+                imports = imports_by_package(_read(gateway.log).decode("utf-8", "replace"))
+            async with opener(model, ["-m", module]) as gateway:
+                commands = await trio.to_thread.run_sync(_time_commands, gateway.env, options.runs)
+            rss = {name: await _memory(name, model, options.turns) for name in names}
+    phases = {name: {key: summarise([s[name][key] for s in starts]) for key in starts[0][name]} for name in names}
+    return Report(machine(), phases, imports[:TOP], commands, rss, options.turns)
+
+
+@contextmanager
+def _bytecode_kept() -> Generator[None]:
+    """Give the children a cache for bytecode, which the first start fills: an installed package comes compiled."""
+    before = dict(os.environ)
+    with tempfile.TemporaryDirectory(prefix="triops-bench-") as folder:
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ["PYTHONPYCACHEPREFIX"] = folder
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
 
 
 async def _start_once(name: str, model: str) -> dict[str, float]:

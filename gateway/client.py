@@ -13,6 +13,7 @@ import uuid
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Self
@@ -42,35 +43,39 @@ RESPONSE_CAPACITY = 16  # `agent` sends two under one id; more than these, unrea
 SCOPES = ("operator.read", "operator.write", "operator.admin")
 
 
+@dataclass(eq=False)
 class GatewayError(Exception):
     """The gateway refused a request, or the connection. `code` and `details` are the protocol's."""
 
-    def __init__(
-        self, code: str, message: str, details: Any = None, retryable: bool = False, retry_after_ms: int | None = None
-    ) -> None:
-        super().__init__(f"{code}: {message}")
-        self.code = code
-        self.message = message
-        self.details = details
-        self.retryable = retryable
-        self.retry_after_ms = retry_after_ms
+    code: str
+    message: str
+    details: Any = None
+    retryable: bool = False
+    retry_after_ms: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}"
 
 
+@dataclass(eq=False)
 class GatewayClosed(Exception):
     """The connection is over. `code` and `reason` are the close frame's; 1006 means that there was none."""
 
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(f"gateway connection closed: {code} {reason}".rstrip())
-        self.code = code
-        self.reason = reason
+    code: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"gateway connection closed: {self.code} {self.reason}".rstrip()
 
 
+@dataclass(eq=False)
 class EventsLost(Exception):
     """A consumer was slower than its events; `count` of them are missing at this place. It may go on reading."""
 
-    def __init__(self, count: int) -> None:
-        super().__init__(f"{count} events were lost: this consumer is slower than the gateway")
-        self.count = count
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.count} events: this consumer is slower than the gateway"
 
 
 class Event(msgspec.Struct, frozen=True, tag_field="type", tag="event"):
@@ -82,19 +87,11 @@ class Event(msgspec.Struct, frozen=True, tag_field="type", tag="event"):
     """Place among this connection's numbered events; `None` for those outside the numbering."""
 
 
-class _Fault(msgspec.Struct, frozen=True, rename="camel"):
-    code: str
-    message: str
-    details: Any = None
-    retryable: bool = False
-    retry_after_ms: int | None = None
-
-
 class _Response(msgspec.Struct, frozen=True, tag_field="type", tag="res"):
     id: str
     ok: bool
     payload: Any = None
-    error: _Fault = _Fault("UNAVAILABLE", "the gateway gave no reason")
+    error: dict[str, Any] = {}
 
 
 _decoder = msgspec.json.Decoder(Event | _Response)
@@ -142,7 +139,7 @@ class EventStream:
         self._client = client
         self._wanted = wanted
         self._lost = 0
-        self.inlet, self._outlet = anyio.create_memory_object_stream[Event](capacity)
+        self.inlet, self.outlet = anyio.create_memory_object_stream[Event](capacity)
 
     def offer(self, event: Event) -> None:
         if not self._wanted(event):
@@ -157,11 +154,11 @@ class EventStream:
 
     async def receive(self) -> Event:
         """The next event. Raises `EventsLost` where some are missing, `GatewayClosed` after the last."""
-        if self._lost and not self._outlet.statistics().current_buffer_used:
+        if self._lost and not self.outlet.statistics().current_buffer_used:
             lost, self._lost = self._lost, 0
             raise EventsLost(lost)
         try:
-            return await self._outlet.receive()
+            return await self.outlet.receive()
         except anyio.EndOfStream:
             self._client.raise_closed()
 
@@ -170,10 +167,6 @@ class EventStream:
 
     async def __anext__(self) -> Event:
         return await self.receive()
-
-    def close(self) -> None:
-        self.inlet.close()
-        self._outlet.close()
 
 
 class Responses:
@@ -189,9 +182,13 @@ class Responses:
             response = await self._outlet.receive()
         except anyio.EndOfStream:
             self._client.raise_closed()
-        if not response.ok:
-            raise GatewayError(*msgspec.structs.astuple(response.error))
-        return response.payload
+        if response.ok:
+            return response.payload
+        get = response.error.get
+        words = get("message", "no reason given")
+        raise GatewayError(
+            get("code", "UNAVAILABLE"), words, get("details"), get("retryable", False), get("retryAfterMs")
+        )
 
 
 class ChatRun(EventStream):
@@ -222,18 +219,14 @@ class _Socket:
 
     async def upgrade(self, host: str, target: str) -> None:
         await self.send(ws.Request(host=host, target=target))
-        answer = await self._next()
-        if not isinstance(answer, ws.RejectConnection):
-            return
-        body = b""
-        with suppress(GatewayClosed):  # a body without a length ends with the connection
-            while isinstance(part := await self._next(), ws.RejectData):
-                body += part.data
-                if part.body_finished:
-                    break
-        status = answer.status_code
-        text = f"no WebSocket here: HTTP {status} {body[:500].decode(errors='replace').strip()}"
-        raise GatewayError(f"HTTP_{status}", text, retryable=status in (429, 503))
+        if isinstance(answer := await self._next(), ws.RejectConnection):
+            body = b""
+            with suppress(GatewayClosed):  # a body without a length ends with the connection
+                while isinstance(part := await self._next(), ws.RejectData) and not part.body_finished:
+                    body += part.data
+            status = answer.status_code
+            text = f"no WebSocket here: HTTP {status} {body[:500].decode(errors='replace').strip()}"
+            raise GatewayError(f"HTTP_{status}", text, retryable=status in (429, 503))
 
     async def receive(self) -> str:
         """The next message. Answers pings and the peer's close; raises `GatewayClosed` when there is no more."""
@@ -302,7 +295,7 @@ class GatewayClient:
         self._silence = anyio.CancelScope()
         self._silence_limit = inf
         self._closed: GatewayClosed | None = None
-        self._ended = anyio.Event()
+        self.ended = anyio.Event()
 
     async def request(self, method: str, params: Mapping[str, Any] | None = None) -> Any:
         """The payload of the (first) answer. Raises `GatewayError`, or `GatewayClosed`.
@@ -323,7 +316,11 @@ class GatewayClient:
         with inlet, outlet:
             self._calls[id_] = inlet
             try:
-                await self._socket.send(ws.TextMessage(msgspec.json.encode(frame).decode()))
+                try:
+                    await self._socket.send(ws.TextMessage(msgspec.json.encode(frame).decode()))
+                except GatewayClosed:
+                    await self.ended.wait()  # the reader is about to learn why
+                    self.raise_closed()
                 yield Responses(self, outlet)
             finally:
                 del self._calls[id_]
@@ -339,12 +336,12 @@ class GatewayClient:
     def _subscribed(self, stream: EventStream) -> Generator[None]:
         if self._closed:
             stream.inlet.close()
-        self._streams.append(stream)
-        try:
-            yield
-        finally:
-            self._streams.remove(stream)
-            stream.close()
+        with stream.inlet, stream.outlet:
+            self._streams.append(stream)
+            try:
+                yield
+            finally:
+                self._streams.remove(stream)
 
     @asynccontextmanager
     async def chat(
@@ -359,17 +356,15 @@ class GatewayClient:
         send = {"sessionKey": session_key, "message": message, "idempotencyKey": run_id, **params}
         run = ChatRun(self, run_id)
         with self._subscribed(run):
-            going_on = True  # from now on: who is cancelled before the ack may have a run as well
             try:
                 try:
                     run.ack = await self.request("chat.send", send)
                 except GatewayError:
-                    going_on = False
+                    run.is_over = True
                     raise
-                going_on = run.ack.get("status") in ("started", "in_flight")
                 yield run
-            finally:
-                if going_on and not run.is_over and not self._closed:
+            finally:  # also of who was cancelled before the ack: there may be a run as well
+                if not run.is_over and not self._closed:
                     with anyio.move_on_after(ABORT_SECONDS, shield=True), suppress(GatewayError, GatewayClosed):
                         await self.request("chat.abort", {"sessionKey": session_key, "runId": run_id})
 
@@ -391,7 +386,7 @@ class GatewayClient:
             self._closed = self._closed or GatewayClosed(1006, "the client was closed")
             for inlet in (*self._calls.values(), *(stream.inlet for stream in self._streams)):
                 inlet.close()
-            self._ended.set()
+            self.ended.set()
 
     async def _dispatch(self, text: str) -> None:
         self._silence.deadline = anyio.current_time() + self._silence_limit
@@ -421,11 +416,6 @@ class GatewayClient:
         self.hello = await self.request("connect", params)
         self._silence_limit = 2 * self.hello["policy"]["tickIntervalMs"] / 1000
         self._silence.deadline = anyio.current_time() + self._silence_limit
-
-    async def leave(self) -> None:
-        """Say goodbye and wait for the gateway's."""
-        await self._socket.close(1000, "")
-        await self._ended.wait()
 
 
 @asynccontextmanager
@@ -471,7 +461,8 @@ async def open_client(
             failure = error
         finally:
             with anyio.move_on_after(CLOSE_SECONDS, shield=True):
-                await client.leave()
+                await socket.close(1000, "")
+                await client.ended.wait()
             tasks.cancel_scope.cancel()
     if failure is not None:
         raise failure

@@ -11,11 +11,12 @@ from uuid import uuid4
 
 import trio
 from trio_websocket import ConnectionClosed, HandshakeError, WebSocketConnection, wrap_server_stream
+from wsproto.utilities import LocalProtocolError
 
 from triops.gateway.door import Caller, Door
 from triops.gateway.errors import ErrorShape, error_shape
 from triops.gateway.frames import Request, encode_error, encode_response
-from triops.gateway.hello import hello_ok
+from triops.gateway.hello import MAX_PAYLOAD, hello_ok
 from triops.gateway.methods import ANSWERED, Call, dispatch
 from triops.gateway.outbox import Outbox
 from triops.gateway.pairing import Admit, Refuse
@@ -24,6 +25,7 @@ from triops.gateway.scopes import READ, effective
 from triops.gateway.services import Services
 from triops.gateway.session import (
     HANDSHAKE_SECONDS,
+    TOO_BIG,
     Action,
     Authenticate,
     Close,
@@ -36,7 +38,6 @@ from triops.gateway.session import (
 from triops.gateway.transport import Broken, Transport
 from triops.runtime.boundaries import contain
 
-MAX_PAYLOAD = 16 * 1024 * 1024
 PREAUTH_BYTES = 256 * 1024  # of the socket, before anybody is known; the session's own limit is the frame's
 REQUESTS_AT_WORK = 32  # of one connection; past it the reader stops reading
 REQUESTS_WAITING = 1024  # parked ones (`agent.wait`, the second answer of `agent`)
@@ -88,10 +89,20 @@ class Connection:
                     self._session.text_frame(message) if isinstance(message, str) else self._session.binary_frame()
                 )
                 await self._act(actions, nursery)
-        finally:
-            self._services.fanout.leave(self)
-            if self._services.presence.gone(self.id):
-                self._services.broadcast_presence()
+        except ConnectionClosed as closed:
+            if self._close is not None:
+                await trio.sleep_forever()  # we say goodbye: the writer waits for the peer's, and ends us
+            if self._transport.overflowed:
+                await self._transport.send_all(close_frame(TOO_BIG, "preauth payload too large"))
+            if self._transport.overflowed or (closed.reason is not None and closed.reason.code == TOO_BIG):
+                await self._transport.linger()
+
+    def left(self) -> None:
+        """The socket is gone and no task of this connection runs any more: nobody need tell it anything."""
+        self._services.fanout.leave(self)
+        if self._services.presence.gone(self.id):
+            self._services.broadcast_presence()
+        self.closed.set()
 
     def close(self, code: int, reason: str) -> None:
         """Send what waits, then close; sync, returns at once."""
@@ -176,10 +187,11 @@ class Connection:
                     payload: Any = error
                 else:
                     payload = await dispatch(call, request)
+                if payload is not ANSWERED:
+                    respond(payload)
             except Exception as failure:  # noqa: BLE001 - the request boundary
-                payload = error = self._failure(request, failure)
-            if payload is not ANSWERED:
-                respond(payload)
+                error = self._failure(request, failure)
+                respond(error)
             await self._act(self._session.answered(error), nursery)
         finally:
             if parked:
@@ -223,7 +235,7 @@ class Connection:
             with trio.move_on_after(CLOSE_GRACE):
                 await self._ws.aclose(self._close.code, self._close.reason)
         except (*Broken, ConnectionClosed):
-            pass  # the peer is gone; the reader ends by itself
+            pass  # the peer is gone
         nursery.cancel_scope.cancel(reason="the connection is closed")
 
     async def _keep_handshake_time(self) -> None:
@@ -241,6 +253,12 @@ class Connection:
             except (trio.TooSlowError, ConnectionClosed, *Broken):
                 self._services.log.info("a client does not answer pings", conn=self.id)
                 nursery.cancel_scope.cancel(reason="no pong")
+
+
+def close_frame(code: int, reason: str) -> bytes:
+    """An unmasked WebSocket close frame (RFC 6455 §5.5.1) for a reason of at most 123 bytes."""
+    payload = code.to_bytes(2, "big") + reason.encode()
+    return b"\x88" + bytes((len(payload),)) + payload
 
 
 def text_frame(payload: bytes) -> bytes:
@@ -266,8 +284,8 @@ async def serve_websocket(
     `opened` is told of the connection, so that a shutdown can close it. The transport is closed at the end.
     """
     transport.cap(PREAUTH_BYTES)
-    async with trio.open_nursery() as nursery:
-        try:
+    try:
+        async with trio.open_nursery() as nursery:
             with trio.fail_after(HANDSHAKE_SECONDS):
                 request = await wrap_server_stream(
                     nursery, transport, message_queue_size=16, max_message_size=MAX_PAYLOAD, receive_buffer_size=65536
@@ -276,8 +294,10 @@ async def serve_websocket(
             connection = Connection(ws, transport, caller, services, door)
             opened(connection)
             await connection.serve(nursery)
-        except (ConnectionClosed, HandshakeError, trio.TooSlowError, *Broken):
-            pass  # the peer left, or never meant it
-        finally:
             nursery.cancel_scope.cancel(reason="the connection is over")
-            await trio.aclose_forcefully(transport)
+    except* (ConnectionClosed, HandshakeError, LocalProtocolError, trio.TooSlowError, *Broken):
+        # The peer left, or never meant it. The library sends what a closing connection cannot send any more, from its
+        # own reader too (a pong), and says so by LocalProtocolError.
+        pass
+    finally:
+        await trio.aclose_forcefully(transport)

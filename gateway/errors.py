@@ -89,6 +89,8 @@ def http_status(error: ErrorShape) -> int:
         return 429 if error.retryable else 413
     if detail.startswith("AUTH_"):
         return 401
+    if detail == "CONTROL_UI_ORIGIN_NOT_ALLOWED":
+        return 403
     if detail.endswith("NOT_FOUND"):
         return 404
     if details.get("reason") == "chat-request-conflict":

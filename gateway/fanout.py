@@ -99,7 +99,7 @@ class Fanout:
         with self._bus.subscribe(self.hear):
             task_status.started()
             while True:
-                if not self._late:
+                while not self._late:  # what woke us may be sent by now
                     self._wake = trio.Event()
                     await self._wake.wait()
                 await trio.sleep_until(min(self._streams[run_id].due for run_id in self._late))
@@ -172,6 +172,12 @@ class Fanout:
             self._late.add(event.run.run_id)
             self._wake.set()
 
+    def _catch_up(self, run: RunInfo) -> None:
+        """Send what waits of a run's text: what the run tells next must not overtake it."""
+        stream = self._streams.get(run.run_id)
+        if stream is not None:
+            self._flush(stream)
+
     def _flush(self, stream: _Stream) -> None:
         """Send what waits of a run's text."""
         run = stream.run
@@ -196,6 +202,7 @@ class Fanout:
         return Delta(delta.name, payload, encode_event(delta.name, payload))
 
     def _run_event(self, run: RunInfo, name: str, payload: AgentEvent | ChatEvent) -> None:
+        self._catch_up(run)
         event = encode_event(name, payload)
         for connection in self._listeners(run):
             mine = event
@@ -205,13 +212,10 @@ class Fanout:
 
     def _ended(self, event: RunEnded) -> None:
         run, terminal = event.run, event.terminal
-        stream = self._streams.get(run.run_id)
-        if stream is not None:
-            self._flush(stream)
-            del self._streams[run.run_id]
         if terminal.state is not RunState.MERGED:
             self._run_event(run, "agent", wire.lifecycle_end(run, event.seq, terminal))
         self._run_event(run, "chat", wire.chat_terminal(run, event.seq, terminal))
+        self._streams.pop(run.run_id, None)
 
     def repeat(self, connection_id: str, run: RunInfo, terminal: Terminal) -> None:
         """Tell one connection, which may have missed it, how a run ended; nobody else hears."""
@@ -222,13 +226,11 @@ class Fanout:
 
     def _tool(self, event: RunTool) -> None:
         run = event.run
-        stream = self._streams.get(run.run_id)
-        if stream is not None:
-            self._flush(stream)
+        self._catch_up(run)
+        if run.source == "heartbeat":
+            return
         payload = wire.tool(event)
-        for connection in self._all():
-            if not connection.reads or run.source == "heartbeat":
-                continue
+        for connection in self._listeners(run):
             if connection.id == run.origin and connection.tool_events:
                 spelled = msgspec.structs.replace(payload, session_key=run.spelled_key)
                 connection.outbox.put_event(encode_event("agent", spelled), run_id=run.run_id)

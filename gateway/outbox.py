@@ -81,6 +81,8 @@ class Outbox:
         self._append(delta, len(delta.encoded.prefix))
 
     def _append(self, item: bytes | EncodedEvent | Delta, size: int) -> None:
+        if self.overflowed:
+            return  # given up: until its writer has noticed, which a full socket delays, nothing more piles up
         self._queue.append(item)
         self._bytes += size
         if len(self._queue) > MAX_FRAMES or self._bytes > MAX_BYTES:
@@ -91,8 +93,8 @@ class Outbox:
         """Wake the writer."""
         try:
             self._bell_out.send_nowait(None)
-        except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # it is awake already, or gone
+        except trio.WouldBlock:
+            pass  # it is awake already
 
     async def wait(self) -> None:
         """Until something waits or has changed."""
@@ -120,11 +122,6 @@ class Outbox:
             size += len(frame)
             frames.append(frame)
         return frames
-
-    def close(self) -> None:
-        """Nothing will be taken any more."""
-        self._bell_in.close()
-        self._bell_out.close()
 
     def statistics(self) -> OutboxStatistics:
         return OutboxStatistics(frames=len(self._queue), bytes=self._bytes, merged=self._merged)

@@ -4,8 +4,8 @@
 the runtime drain while finals still reach them, and closes them with 1012.
 """
 
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
 from errno import EADDRINUSE
 from uuid import uuid4
 
@@ -17,7 +17,7 @@ from triops.gateway.door import Caller, Door, caller_of
 from triops.gateway.errors import WireError, error_shape, http_status
 from triops.gateway.handlers.system import health_summary
 from triops.gateway.hello import TICK_MS
-from triops.gateway.http.exchange import HttpRequest, refuse, serve_http
+from triops.gateway.http.exchange import refuse, serve_http
 from triops.gateway.http.head import HeadError, read_head
 from triops.gateway.http.routes import Routes
 from triops.gateway.locality import normalise_address
@@ -43,6 +43,8 @@ class Gateway:
         self.door = door
         self.url = ""
         self._connections: set[Connection] = set()
+        self._answers: set[trio.Event] = set()
+        """One for each HTTP request whose answer is not written yet."""
         self._stopping = False
 
     async def serve_stream(self, stream: trio.SocketStream) -> None:
@@ -73,7 +75,8 @@ class Gateway:
             return
         caller = caller_of(address, head.headers)
         if not head.is_websocket:
-            await serve_http(transport, Routes(self.services, self.door, lambda r: self._caller(address, r)).answer)
+            routes = Routes(self.services, self.door, lambda request: caller_of(address, request.headers))
+            await serve_http(transport, routes.answer, self._busy)
             return
         try:
             self.door.check_head(caller)
@@ -85,8 +88,15 @@ class Gateway:
             return
         await self._upgrade(transport, caller)
 
-    def _caller(self, address: str, request: HttpRequest) -> Caller:
-        return caller_of(address, request.headers)
+    @contextmanager
+    def _busy(self) -> Generator[None]:
+        written = trio.Event()
+        self._answers.add(written)
+        try:
+            yield
+        finally:
+            self._answers.discard(written)
+            written.set()
 
     async def _upgrade(self, transport: Transport, caller: Caller) -> None:
         waiting = sum(connection.unknown and connection.actor == caller.address for connection in self._connections)
@@ -105,7 +115,7 @@ class Gateway:
         finally:
             if connection is not None:
                 self._connections.discard(connection)
-                connection.closed.set()
+                connection.left()
 
     async def tick(self) -> None:
         """Tell every client that the connection lives, until cancelled."""
@@ -130,8 +140,8 @@ class Gateway:
         for connection in self._connections:
             connection.close(1012, "service restart")
         with trio.move_on_after(CLOSE_GRACE):
-            while self._connections:
-                await next(iter(self._connections)).closed.wait()
+            for over in [*self._answers, *(connection.closed for connection in self._connections)]:
+                await over.wait()
 
 
 class PortTaken(OSError):

@@ -4,6 +4,7 @@ never mix, and the socket is really closed."""
 import trio
 
 WRITE_DEADLINE = 10.0  # seconds for one write; past it the peer is given up and its connection dropped
+LINGER = 1.0  # seconds in which a peer that was refused may finish what it was sending
 
 
 class Transport(trio.abc.HalfCloseableStream):
@@ -31,8 +32,8 @@ class Transport(trio.abc.HalfCloseableStream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         if self._early:
-            data, self._early = self._early, b""
             await trio.lowlevel.checkpoint()
+            data, self._early = self._early, b""
         else:
             data = bytes(await self._stream.receive_some(65536 if max_bytes is None else max_bytes))
         if self._left is not None:
@@ -54,6 +55,17 @@ class Transport(trio.abc.HalfCloseableStream):
             finally:
                 if not sent:
                     await trio.aclose_forcefully(self._stream)
+
+    async def linger(self) -> None:
+        """Send nothing more and read off what the peer still sends, for `LINGER` seconds: a socket that is closed with
+        data unread is reset, and the peer loses what it was told last."""
+        try:
+            with trio.move_on_after(LINGER):
+                await self._stream.send_eof()
+                while await self._stream.receive_some(65536):
+                    pass
+        except Broken:
+            pass  # it left
 
     async def wait_send_all_might_not_block(self) -> None:
         await self._stream.wait_send_all_might_not_block()

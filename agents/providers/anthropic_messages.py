@@ -32,8 +32,6 @@ _STOPS: dict[str, StopReason] = {
     "tool_use": "toolUse",
 }
 _CACHE = {"type": "ephemeral"}
-_REDACTED = "redacted:"
-"""Marks the signature of thinking that came without words: its data goes back as it is."""
 _encode_json = msgspec.json.Encoder().encode
 _Blocks = list[dict[str, Any]]
 
@@ -104,16 +102,10 @@ def _assistant(message: AssistantMessage, provider: str) -> _Blocks:
                 blocks.append({"type": "text", "text": block.text})
         elif isinstance(block, Thinking):
             if block.signature and message.provider == provider:
-                blocks.append(_thinking(block))
+                blocks.append({"type": "thinking", "thinking": block.thinking, "signature": block.signature})
         else:
             blocks.append({"type": "tool_use", "id": _id(block.id), "name": block.name, "input": block.arguments})
     return blocks
-
-
-def _thinking(block: Thinking) -> dict[str, Any]:
-    if block.signature.startswith(_REDACTED):
-        return {"type": "redacted_thinking", "data": block.signature.removeprefix(_REDACTED)}
-    return {"type": "thinking", "thinking": block.thinking, "signature": block.signature}
 
 
 def _id(id: str) -> str:
@@ -127,8 +119,6 @@ class _Block(msgspec.Struct):
     name: str = ""
     text: str = ""
     thinking: str = ""
-    signature: str = ""
-    data: str = ""
     input: dict[str, Any] | None = None
 
 
@@ -198,12 +188,7 @@ class MessagesParser:
             case "tool_use":
                 begun = draft.call(index, block.id, block.name)
                 return begun + (draft.arguments(index, _encode_json(block.input).decode()) if block.input else [])
-            case "redacted_thinking":
-                draft.sign(index, _REDACTED + block.data)
-                return []
             case "thinking":
-                if block.signature:
-                    draft.sign(index, block.signature)
                 return draft.thinking(index, block.thinking)
             case _:
                 return draft.text(index, block.text)

@@ -24,14 +24,14 @@ class _Piece(msgspec.Struct):
 
 
 class Draft:
-    """The reply while it grows: blocks by a key of the format's choice, in the order in which they began."""
+    """The reply while it grows: blocks by kind and a key of the format's choice, in the order in which they began."""
 
     def __init__(self, model: ModelInfo, api: str, faults: Faults, now: Callable[[], int]) -> None:
         self.model = model
         self.faults = faults
         self._api = api
         self._now = now
-        self._pieces: dict[object, _Piece] = {}
+        self._pieces: dict[tuple[str, object], _Piece] = {}
         self.response_id = ""
         self.usage: Usage | None = None
 
@@ -59,17 +59,20 @@ class Draft:
 
     def call(self, key: object, id: str, name: str) -> list[ProviderEvent]:
         """A tool call begins."""
-        self._pieces[key] = _Piece("call", [], id or f"call_{self._now()}_{len(self._pieces)}", name)
+        self._pieces["call", key] = _Piece("call", [], id or f"call_{self._now()}_{len(self._pieces)}", name)
         return self.arguments(key, "")
 
     def arguments(self, key: object, fragment: str) -> list[ProviderEvent]:
-        piece = self._piece(key, "call")
+        piece = self._pieces.get(("call", key))
+        if piece is None:
+            return []  # of a call that never began, or of a kind of block that is not ours
         piece.parts.append(fragment)
         return [ToolCallDelta(piece.id, piece.name, fragment)]
 
     def written(self, key: object) -> str:
-        """What block `key` holds so far; empty if there is none."""
-        return "".join(self._pieces[key].parts) if key in self._pieces else ""
+        """The arguments of call `key` so far; empty if there is none."""
+        piece = self._pieces.get(("call", key))
+        return "".join(piece.parts) if piece else ""
 
     def done(self, stop: StopReason) -> Done:
         """The whole reply. One that was cut by its limit loses the tool call that it did not finish.
@@ -99,8 +102,8 @@ class Draft:
             )
         )
 
-    def _piece(self, key: object, kind: Literal["text", "thinking", "call"]) -> _Piece:
-        return self._pieces.setdefault(key, _Piece(kind, []))
+    def _piece(self, key: object, kind: Literal["text", "thinking"]) -> _Piece:
+        return self._pieces.setdefault((kind, key), _Piece(kind, []))
 
     def _block(self, piece: _Piece) -> AssistantBlock:
         whole = "".join(piece.parts)

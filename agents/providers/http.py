@@ -1,17 +1,17 @@
 """The one door out for HTTP: kept-alive connections, limits on silence, typed failures.
 
-Knows no provider and no wire format. Plain HTTP is h11 on a Trio socket, because that hands over what one network read
-held in one piece and costs about half the CPU per request; HTTPS is httpcore2, imported at the first such request.
+Knows no provider and no wire format. It is h11 on a Trio socket or TLS stream rather than a client library, because
+this hands over what one network read held in one piece and costs about half the CPU per request (ARCHITECTURE.md).
 """
 
 import ipaddress
 import re
 import ssl
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import h11
@@ -20,9 +20,6 @@ import trio
 
 from triops.agents.errors import ProviderError
 from triops.agents.providers.faults import NOT_JSON, Faults
-
-if TYPE_CHECKING:
-    import httpcore2
 
 CONNECT_LIMIT = 10.0
 """Seconds, for a TCP connection and for its TLS handshake each."""
@@ -36,7 +33,6 @@ MAX_KEPT = 64
 BODY_LIMIT = 8 << 20
 """Bytes of a JSON document; catalogues of aggregators come near 1 MiB."""
 READ_SIZE = 1 << 16
-CLOSE_LIMIT = 2.0
 
 _TOKEN = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+")
 _TEXT = re.compile(r"[ -~]*")
@@ -88,14 +84,14 @@ class HttpClient:
         self._uds = uds
         self._connect_limit = connect
         self._tls = tls
-        self._kept: dict[str, list[_Connection]] = {}
+        self._kept: dict[tuple[bool, str], list[_Connection]] = {}
         self._closed = False
-        self._pool: httpcore2.AsyncConnectionPool | None = None
-        self._pool_lock = trio.Lock()
+        self._tls_lock = trio.Lock()
 
-    def stream(
+    @asynccontextmanager
+    async def stream(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes = b"", *, idle: float = CLOUD_IDLE
-    ) -> AbstractAsyncContextManager[Response]:
+    ) -> AsyncGenerator[Response]:
         """Send a request; the block gets its answer as soon as the head is there.
 
         `idle` is the silence, in seconds, after which the peer counts as hung: while it takes the request, before the
@@ -106,8 +102,21 @@ class HttpClient:
             ProviderError: `connection`, `timeout`, `tls_certificate`, or `format` for what is not HTTP.
         """
         target = _target(url)
-        send = self._secure if target.secure and not self._uds else self._plain
-        return send(method, target, headers, body, idle)
+        kept = self._take(target)
+        connection = kept or await self._connect(target)
+        try:
+            try:
+                head = await connection.ask(method, target, headers, body, idle)
+            except ProviderError:
+                if kept is None or not connection.was_hung_up:
+                    raise
+                # The peer closed it just as we took it up, as some servers do after each answer: nothing was heard.
+                connection.close()
+                connection = await self._connect(target)
+                head = await connection.ask(method, target, headers, body, idle)
+            yield Response(head.status_code, list(head.headers), partial(connection.read, idle))
+        finally:
+            self._put_back(connection)
 
     async def get_json(self, url: str, headers: Mapping[str, str], *, idle: float = CLOUD_IDLE) -> Any:
         """GET a JSON document.
@@ -129,8 +138,7 @@ class HttpClient:
             for connection in connections:
                 connection.close()
         self._kept.clear()
-        if self._pool is not None:
-            await self._pool.aclose()
+        await trio.lowlevel.checkpoint()
 
     async def _json(self, method: str, url: str, headers: Mapping[str, str], body: bytes, idle: float) -> Any:
         faults = Faults(f"{_target(url).name}'s", [value.removeprefix("Bearer ") for value in headers.values()])
@@ -143,19 +151,8 @@ class HttpClient:
         except NOT_JSON as error:
             raise faults.garbled("something that is not JSON", answer) from error
 
-    @asynccontextmanager
-    async def _plain(
-        self, method: str, target: "_Target", headers: Mapping[str, str], body: bytes, idle: float
-    ) -> AsyncGenerator[Response]:
-        connection = self._take(target) or await self._connect(target)
-        try:
-            head = await connection.ask(method, target, headers, body, idle)
-            yield Response(head.status_code, list(head.headers), partial(connection.read, idle))
-        finally:
-            self._put_back(connection)
-
     def _take(self, target: "_Target") -> "_Connection | None":
-        kept = self._kept.get(target.name, [])
+        kept = self._kept.get(target.origin, [])
         while kept:
             connection = kept.pop()
             if connection.is_usable():
@@ -164,7 +161,7 @@ class HttpClient:
         return None
 
     def _put_back(self, connection: "_Connection") -> None:
-        kept = self._kept.setdefault(connection.name, [])
+        kept = self._kept.setdefault(connection.origin, [])
         while kept and kept[0].expires < trio.current_time():
             kept.pop(0).close()
         if connection.is_finished() and not self._closed and len(kept) < MAX_KEPT:
@@ -183,30 +180,27 @@ class HttpClient:
             raise _unreachable(target.name, "timeout", "no answer") from None
         except OSError as error:
             raise _unreachable(target.name, "connection", "refused or no route") from error
-        return _Connection(stream, target.name)
-
-    @asynccontextmanager
-    async def _secure(
-        self, method: str, target: "_Target", headers: Mapping[str, str], body: bytes, idle: float
-    ) -> AsyncGenerator[Response]:
-        async with self._pool_lock:
-            if self._pool is None:  # in a thread: importing it and reading the certificates takes over 100 ms
-                self._pool = await trio.to_thread.run_sync(_open_pool, self._tls)
-        limits = {"connect": self._connect_limit, "read": idle, "write": idle}
-        lines = target.head(headers, body)
-        with _secure_failures(target.name, idle):
-            raw = await self._pool.handle_async_request(_secure_request(method, target, lines, body, limits))
+        if not target.secure or self._uds:
+            return _Connection(stream, stream, target)
         try:
-            async with aclosing(raw.aiter_stream()) as chunks:
+            return _Connection(stream, await self._secure(stream, target), target)
+        except BaseException:
+            stream.socket.close()
+            raise
 
-                async def read() -> bytes:
-                    with _secure_failures(target.name, idle):
-                        return await anext(chunks, b"")
-
-                yield Response(raw.status, raw.headers, read)
-        finally:
-            with trio.move_on_after(CLOSE_LIMIT, shield=True):
-                await raw.aclose()
+    async def _secure(self, stream: trio.SocketStream, target: "_Target") -> trio.abc.Stream:
+        async with self._tls_lock:
+            if self._tls is None:  # in a thread: reading the certificates takes tens of milliseconds
+                self._tls = await trio.to_thread.run_sync(_system_tls)
+        secured = trio.SSLStream(stream, self._tls, server_hostname=target.host, https_compatible=True)
+        try:
+            with trio.fail_after(self._connect_limit):
+                await secured.do_handshake()
+        except trio.TooSlowError:
+            raise _unreachable(target.name, "timeout", "no answer") from None
+        except trio.BrokenResourceError as error:
+            raise _refused_handshake(target.name, error) from error
+        return secured
 
 
 class _Target(msgspec.Struct, frozen=True):
@@ -216,6 +210,11 @@ class _Target(msgspec.Struct, frozen=True):
     name: str
     """`host:port`: what errors may say of a URL, whose user and query may be secret."""
     path: str
+
+    @property
+    def origin(self) -> tuple[bool, str]:
+        """What a kept connection can be used for again."""
+        return self.secure, self.name
 
     def head(self, headers: Mapping[str, str], body: bytes) -> list[tuple[bytes, bytes]]:
         """The header lines to send; what cannot be sent is refused without repeating it, for it may be a key."""
@@ -243,18 +242,26 @@ def _target(url: str) -> _Target:
 
 
 class _Connection:
-    """One plain connection and where its HTTP conversation stands. All but the two waiting methods are sync."""
+    """One connection and where its HTTP conversation stands. All but the two waiting methods are sync."""
 
-    def __init__(self, stream: trio.SocketStream, name: str) -> None:
-        self.name = name
+    def __init__(self, socket: trio.SocketStream, stream: trio.abc.Stream, target: "_Target") -> None:
+        self.name = target.name
+        self.origin = target.origin
         self.expires = 0.0
+        self._socket = socket.socket
         self._stream = stream
         self._wire = h11.Connection(h11.CLIENT)
         self._ended = False
+        self._heard = False
+
+    @property
+    def was_hung_up(self) -> bool:
+        """The peer closed it before it said anything to the present request."""
+        return self._ended and not self._heard
 
     def is_usable(self) -> bool:
         """Kept not too long, and the peer did not hang up: an unused connection has nothing to read but that."""
-        return trio.current_time() < self.expires and not self._stream.socket.is_readable()
+        return trio.current_time() < self.expires and not self._socket.is_readable()
 
     def is_finished(self) -> bool:
         """Ready for another request; if the last one ended halfway, it is not."""
@@ -265,12 +272,13 @@ class _Connection:
         return True
 
     def close(self) -> None:
-        self._stream.socket.close()
+        self._socket.close()
 
     async def ask(
         self, method: str, target: _Target, headers: Mapping[str, str], body: bytes, idle: float
     ) -> h11.Response:
         send = self._wire.send
+        self._heard = False
         request = send(h11.Request(method=method, target=target.path, headers=target.head(headers, body))) or b""
         request += (send(h11.Data(data=body)) or b"") + (send(h11.EndOfMessage()) or b"")
         try:
@@ -306,24 +314,15 @@ class _Connection:
     async def _receive(self, idle: float) -> None:
         try:
             with trio.fail_after(idle):
-                data = await self._stream.receive_some(READ_SIZE)
+                data = bytes(await self._stream.receive_some(READ_SIZE))
         except trio.TooSlowError:
             raise _silent(self.name, idle) from None
         except trio.BrokenResourceError as error:
+            self._ended = True
             raise _cut(self.name) from error
         self._ended = not data
+        self._heard = self._heard or bool(data)
         self._wire.receive_data(data)
-
-
-def _open_pool(tls: ssl.SSLContext | None) -> "httpcore2.AsyncConnectionPool":
-    import httpcore2
-
-    return httpcore2.AsyncConnectionPool(
-        ssl_context=tls or _system_tls(),
-        max_connections=None,
-        max_keepalive_connections=MAX_KEPT,
-        keepalive_expiry=KEEP_ALIVE,
-    )
 
 
 def _system_tls() -> ssl.SSLContext:
@@ -334,31 +333,6 @@ def _system_tls() -> ssl.SSLContext:
 
         context.load_verify_locations(certifi.where())
     return context
-
-
-def _secure_request(
-    method: str, target: _Target, lines: list[tuple[bytes, bytes]], body: bytes, limits: dict[str, float]
-) -> "httpcore2.Request":
-    import httpcore2
-
-    url = httpcore2.URL(scheme=b"https", host=target.host.encode(), port=target.port, target=target.path)
-    return httpcore2.Request(method, url, headers=lines, content=body, extensions={"timeout": limits})
-
-
-@contextmanager
-def _secure_failures(name: str, idle: float) -> Generator[None]:
-    import httpcore2
-
-    try:
-        yield
-    except httpcore2.ConnectTimeout as error:
-        raise _unreachable(name, "timeout", "no answer") from error
-    except httpcore2.ConnectError as error:
-        raise _refused_handshake(name, error) from error
-    except httpcore2.TimeoutException as error:
-        raise _silent(name, idle) from error
-    except (httpcore2.NetworkError, httpcore2.ProtocolError) as error:
-        raise _cut(name) from error
 
 
 def _refused_handshake(name: str, error: BaseException) -> ProviderError:

@@ -156,8 +156,8 @@ class HttpProvider:
         try:
             await self._list_models()
         except ProviderError as error:
-            if error.status is None or error.kind == "auth":
-                raise  # an endpoint without such a list answered all the same: the connection stands
+            if error.kind in ("auth", "connection", "timeout", "tls_certificate"):
+                raise  # any other one comes from an endpoint without such a list: its connection stands all the same
 
     async def aclose(self) -> None:
         """Nothing: the connections are the HTTP client's."""

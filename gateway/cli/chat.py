@@ -7,12 +7,13 @@ import importlib
 import queue
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import click
 
-from triops.gateway.cli.output import Exit, Failure, as_json, json_text, printable
-from triops.gateway.cli.rpc import START_HINT, Gateway, gateway_options, load_configuration
+from triops.gateway.cli.failures import Exit, Failure, failure_of
+from triops.gateway.cli.output import as_json, json_text, printable
+from triops.gateway.cli.rpc import Gateway, gateway_options
 
 if TYPE_CHECKING:
     from anyio.from_thread import BlockingPortal
@@ -39,19 +40,16 @@ def command(gateway: Gateway, message: tuple[str, ...], session: str, model: str
         text = sys.stdin.read().strip()
         if not text:
             raise click.UsageError("there is nothing to send: give a message, or pipe one in")
-    address = (gateway.url, gateway.token) if gateway.is_known else load_configuration(gateway.paths)
+    address = (gateway.url, gateway.token) if gateway.is_known else gateway.load_configuration()
 
     from anyio.from_thread import start_blocking_portal
 
     from triops.gateway.cli.conversation import open_conversation
 
-    try:
-        with start_blocking_portal("trio") as portal:
-            with portal.wrap_async_context_manager(open_conversation(address, session, model)) as conversation:
-                terminal = Terminal(portal, conversation)
-                ending = terminal.ask(text) if text else terminal.converse()
-    except Exception as error:
-        raise failure_of(error) from error
+    with start_blocking_portal("trio") as portal:
+        with portal.wrap_async_context_manager(open_conversation(address, session, model)) as conversation:
+            terminal = Terminal(portal, conversation)
+            ending = terminal.ask(text) if text else terminal.converse()
     if isinstance(ending, Failure):
         raise ending
     return ending
@@ -127,33 +125,3 @@ class Terminal:
                 return Exit.INTERRUPTED if interrupted else Exit.FAILED
             case _:
                 return Failure(answer.error or "the run failed", error={"code": "RUN_FAILED", "runId": answer.run_id})
-
-
-def failure_of(error: BaseException) -> Failure:
-    """What to say of an exception of the client or of a gateway hosted here; one that is unknown is raised again."""
-    import errno
-
-    from triops.gateway.client import GatewayClosed, GatewayError
-    from triops.runtime.instance import InstanceRunning
-    from triops.runtime.paths import StateError
-
-    while isinstance(error, BaseExceptionGroup):  # of several, the first says enough
-        error = cast("BaseExceptionGroup[BaseException]", error).exceptions[0]
-    match error:
-        case Failure():
-            return error
-        case GatewayError():
-            told = {"code": error.code, "details": error.details, "retryable": error.retryable}
-            return Failure(error.message, error=told)
-        case GatewayClosed():
-            return Failure(str(error), START_HINT, error={"code": "CLOSED", "closeCode": error.code})
-        case InstanceRunning():
-            return Failure(str(error), exit_code=Exit.RUNNING)
-        case StateError():
-            return Failure(str(error), exit_code=Exit.CONFIG)
-        case OSError(errno=errno.EADDRINUSE):
-            return Failure(str(error), "Choose another with gateway.port, or 0 for any.", exit_code=Exit.PORT_TAKEN)
-        case OSError():
-            return Failure(f"the gateway cannot be reached: {error}", START_HINT, error={"code": "UNREACHABLE"})
-        case _:
-            raise error

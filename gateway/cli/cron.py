@@ -1,12 +1,25 @@
 """`triops cron`: scheduled jobs."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import click
 
 from triops.gateway.cli.output import parse_json, show, table, time_text
 from triops.gateway.cli.rpc import Gateway, gateway_options
+
+PLAIN = {"name": "name", "session": "sessionTarget", "wake": "wakeMode"}
+SCHEDULES: dict[str, Callable[[str], dict[str, Any]]] = {
+    "every": lambda text: {"kind": "every", "everyMs": _milliseconds(text)},
+    "at": lambda text: {"kind": "at", "at": text},
+    "expression": lambda text: {"kind": "cron", "expr": text},
+}
+PAYLOADS: dict[str, Callable[[str], dict[str, Any]]] = {
+    "system_event": lambda text: {"kind": "systemEvent", "text": text},
+    "message": lambda text: {"kind": "agentTurn", "message": text},
+}
+"""Options, and what they are on the wire."""
 
 _UNITS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
@@ -94,30 +107,17 @@ def rm(gateway: Gateway, job_id: str) -> None:
 
 def _from_options(options: dict[str, str | None]) -> dict[str, Any]:
     """The `cron.add` params that options name; what is not given is left to `--job` and the gateway."""
-    schedules = [name for name in ("every", "at", "expression") if options[name]]
-    payloads = [name for name in ("system_event", "message") if options[name]]
-    if len(schedules) > 1 or len(payloads) > 1:
-        raise click.UsageError("give one of --every, --at and --cron, and one of --system-event and --message")
-    params: dict[str, Any] = {}
-    match schedules:
-        case ["every"]:
-            params["schedule"] = {"kind": "every", "everyMs": _milliseconds(str(options["every"]))}
-        case ["at"]:
-            params["schedule"] = {"kind": "at", "at": options["at"]}
-        case ["expression"]:
-            zone = {"tz": options["tz"]} if options["tz"] else {}
-            params["schedule"] = {"kind": "cron", "expr": options["expression"]} | zone
-        case _:
-            pass
-    match payloads:
-        case ["system_event"]:
-            params["payload"] = {"kind": "systemEvent", "text": options["system_event"]}
-        case ["message"]:
-            params["payload"] = {"kind": "agentTurn", "message": options["message"]}
-        case _:
-            pass
-    names = {"name": "name", "session": "sessionTarget", "wake": "wakeMode"}
-    return params | {wire: options[name] for name, wire in names.items() if options[name]}
+    given = {name: value for name, value in options.items() if value}
+    params: dict[str, Any] = {wire: given[name] for name, wire in PLAIN.items() if name in given}
+    for member, kinds in (("schedule", SCHEDULES), ("payload", PAYLOADS)):
+        wanted = [make(given[name]) for name, make in kinds.items() if name in given]
+        if len(wanted) > 1:
+            raise click.UsageError("give one of --every, --at and --cron, and one of --system-event and --message")
+        if wanted:
+            params[member] = wanted[0]
+    if "tz" in given:
+        params["schedule"] = {**params.get("schedule", {}), "tz": given["tz"]}
+    return params
 
 
 def _milliseconds(text: str) -> int:

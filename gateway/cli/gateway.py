@@ -3,15 +3,16 @@
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from triops.gateway.cli.output import Exit, Failure, json_option, json_text, parse_json, refuse_config, show
+from triops.gateway.cli.failures import Exit, Failure
+from triops.gateway.cli.output import json_option, json_text, parse_json, show
 from triops.gateway.cli.process import GRACEFUL, ask_to_end, spawn_detached
-from triops.gateway.cli.rpc import Gateway, gateway_options, load_configuration
+from triops.gateway.cli.rpc import Gateway, gateway_options
 from triops.runtime.instance import Discovery, InstanceRunning, hold_instance
-from triops.runtime.paths import Paths, StateError, prepare_state
+from triops.runtime.paths import Paths, prepare_state
 
 if TYPE_CHECKING:
     import subprocess
@@ -32,8 +33,7 @@ def command() -> None:
 @port_option
 def run(port: int | None) -> int:
     """Run the gateway in this terminal until Ctrl-C or SIGTERM."""
-    gateway = Gateway()
-    loaded = load_configuration(gateway.paths)
+    loaded = Gateway().load_configuration()
     from triops.gateway.host import run_gateway
 
     return run_gateway(loaded, port=port)
@@ -45,22 +45,41 @@ def run(port: int | None) -> int:
 def start(port: int | None) -> None:
     """Start the gateway in the background and wait until it is ready."""
     gateway = Gateway()
-    if gateway.discovery is not None:
-        raise _already_running(gateway.discovery)
+    if (found := gateway.discovery) is not None:
+        error = {"code": "ALREADY_RUNNING", "pid": found.pid, "url": found.url}
+        words = f"the gateway already runs at {found.url} (pid {found.pid})"
+        raise Failure(words, "Use it, or end it first: triops gateway stop", code=Exit.RUNNING, error=error)
     paths = gateway.paths
-    load_configuration(paths)  # its faults are better told here than in a log
-    try:
-        prepare_state(paths)
-        output = paths.logs / "gateway.out"
-        arguments = ["gateway", "run", *(["--port", str(port)] if port is not None else [])]
-        child = spawn_detached(arguments, output=output, folder=paths.state, environ=_environment(paths))
-    except StateError as error:
-        refuse_config(error)
+    gateway.load_configuration()  # its faults are better told here than in a log
+    prepare_state(paths)
+    output = paths.logs / "gateway.out"
+    arguments = ["gateway", "run", *(["--port", str(port)] if port is not None else [])]
+    # The child has another working folder: what is relative in the environment is made absolute.
+    environ = {**os.environ, "TRIOPS_STATE_DIR": str(paths.state)}
+    if os.environ.get("TRIOPS_CONFIG_PATH"):
+        environ["TRIOPS_CONFIG_PATH"] = str(paths.config)
+    child = spawn_detached(arguments, output=output, folder=paths.state, environ=environ)
     found = _await_ready(child, output)
     show(
         {"running": True, "pid": found.pid, "url": found.url, "version": found.version, "output": str(output)},
         f"The gateway runs at {found.url} (pid {found.pid}).\nIts output: {output}",
     )
+
+
+def _await_ready(child: "subprocess.Popen[bytes]", output: Path) -> Discovery:
+    deadline = time.monotonic() + START_SECONDS
+    while (code := child.poll()) is None:
+        started = Gateway()
+        if started.discovery is not None and started.is_ready():
+            child.returncode = Exit.OK  # it is meant to outlive us: no warning that it still runs
+            return started.discovery
+        if time.monotonic() > deadline:
+            child.returncode = Exit.OK
+            hint = f"It goes on trying. Its output: {output}; to end it: triops gateway stop"
+            raise Failure(f"the gateway (pid {child.pid}) was not ready within {START_SECONDS:g} s", hint)
+        time.sleep(POLL_SECONDS)
+    said = "\n".join(output.read_text("utf-8", "replace").splitlines()[-12:])
+    raise Failure(f"the gateway ended at once, with exit code {code}:\n{said}", code=max(code, Exit.FAILED))
 
 
 @command.command()
@@ -85,6 +104,15 @@ def stop() -> None:
     show({"stopped": True, "running": False, "pid": found.pid}, f"The gateway (pid {found.pid}) has stopped{how}.")
 
 
+def _has_ended(paths: Paths) -> bool:
+    """Whether the state folder is free again; takes a tenth of a second while it is not."""
+    try:
+        with hold_instance(paths):
+            return True
+    except InstanceRunning:
+        return False
+
+
 @command.command()
 @gateway_options
 def status(gateway: Gateway) -> int:
@@ -93,25 +121,18 @@ def status(gateway: Gateway) -> int:
         human = f"Runtime: stopped (no gateway runs on {gateway.paths.state})\nStart it: triops gateway start"
         show({"running": False, "rpc": {"ok": False}}, human)
         return Exit.FAILED
-    found = gateway.discovery
     address = gateway.url.partition("//")[2]
-    probe = _probe(gateway)
-    payload: dict[str, Any] = {
-        "running": True,
-        "pid": found.pid if found else None,
-        "version": found.version if found else None,
-        "listening": address,
-        "probeTarget": f"ws://{address}",
-        "rpc": probe,
-    }
-    lines = [
-        f"Runtime: running (pid {found.pid if found else 'unknown'})",
-        f"Listening: {address}",
-        f"Probe target: ws://{address}",
-        "RPC probe: ok" if probe["ok"] else f"RPC probe: failed ({probe['error']})",
-    ]
-    show(payload, "\n".join(lines))
-    return Exit.OK if probe["ok"] else Exit.FAILED
+    about = {"listening": address, "probeTarget": f"ws://{address}"}
+    try:
+        told = gateway.call("status", {})
+        ran, probe = f"running (pid {told['pid']})", "ok"
+        payload = {"running": True, "pid": told["pid"], "version": told["runtimeVersion"], **about, "rpc": {"ok": True}}
+    except Failure as failure:
+        found = gateway.discovery
+        ran, probe = f"running (pid {found.pid})" if found else "unknown", f"failed ({failure.message})"
+        payload = {"running": found is not None, **about, "rpc": {"ok": False, "error": failure.message}}
+    show(payload, f"Runtime: {ran}\nListening: {address}\nProbe target: ws://{address}\nRPC probe: {probe}")
+    return Exit.OK if probe == "ok" else Exit.FAILED
 
 
 @command.command()
@@ -122,50 +143,3 @@ def status(gateway: Gateway) -> int:
 def call(gateway: Gateway, method: str, params: str, wait: bool) -> None:
     """Call METHOD of the protocol and print its payload."""
     click.echo(json_text(gateway.call(method, parse_json(params, "--params"), wait=wait)))
-
-
-def _await_ready(child: "subprocess.Popen[bytes]", output: Path) -> Discovery:
-    deadline = time.monotonic() + START_SECONDS
-    while (code := child.poll()) is None:
-        started = Gateway()
-        if started.discovery is not None and started.is_ready():
-            child.returncode = Exit.OK  # it is meant to outlive us: no warning that it still runs
-            return started.discovery
-        if time.monotonic() > deadline:
-            child.returncode = Exit.OK
-            hint = f"It goes on trying. Its output: {output}; to end it: triops gateway stop"
-            raise Failure(f"the gateway (pid {child.pid}) was not ready within {START_SECONDS:g} s", hint)
-        time.sleep(POLL_SECONDS)
-    said = "\n".join(output.read_text("utf-8", "replace").splitlines()[-12:])
-    raise Failure(f"the gateway ended at once, with exit code {code}:\n{said}", exit_code=max(code, Exit.FAILED))
-
-
-def _probe(gateway: Gateway) -> dict[str, Any]:
-    try:
-        gateway.call("status", {})
-    except Failure as failure:
-        return {"ok": False, "error": failure.message}
-    return {"ok": True}
-
-
-def _already_running(found: Discovery) -> Failure:
-    error = {"code": "ALREADY_RUNNING", "pid": found.pid, "url": found.url}
-    hint = "Use it, or end it first: triops gateway stop"
-    return Failure(
-        f"the gateway already runs at {found.url} (pid {found.pid})", hint, exit_code=Exit.RUNNING, error=error
-    )
-
-
-def _environment(paths: Paths) -> dict[str, str]:
-    """Ours, with its folders made absolute: the child has another working folder."""
-    config = {"TRIOPS_CONFIG_PATH": str(paths.config)} if os.environ.get("TRIOPS_CONFIG_PATH") else {}
-    return {**os.environ, "TRIOPS_STATE_DIR": str(paths.state), **config}
-
-
-def _has_ended(paths: Paths) -> bool:
-    """Whether the state folder is free again; takes a tenth of a second while it is not."""
-    try:
-        with hold_instance(paths):
-            return True
-    except InstanceRunning:
-        return False

@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from triops.gateway.cli.output import Failure, as_json, printable
+from triops.gateway.cli.failures import Failure
+from triops.gateway.cli.output import as_json, printable
 from triops.gateway.cli.rpc import Gateway, gateway_options
 
 FOLLOW_SECONDS = 0.5

@@ -11,7 +11,8 @@ from typing import NoReturn
 import click
 
 from triops import __version__
-from triops.gateway.cli.output import Exit, Failure, Mode, show_failure
+from triops.gateway.cli.failures import Exit, Failure, failure_of
+from triops.gateway.cli.output import Mode, show_failure
 
 COMMANDS = {
     "chat": "Talk to the assistant: once, from a pipe, or back and forth.",
@@ -55,19 +56,20 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     mode = Mode()
     try:
         code = root.main(arguments, prog_name="triops", obj=mode, standalone_mode=False)
-    except Failure as failure:
-        show_failure(failure, mode)
-        code = failure.exit_code
     except click.UsageError as error:
         mode.as_json |= "--json" in (arguments or sys.argv)  # it may have failed before that option was read
         hint = f"{error.ctx.command_path} --help shows how." if error.ctx else ""
-        show_failure(Failure(error.format_message(), hint, exit_code=Exit.USAGE), mode)
+        show_failure(Failure(error.format_message(), hint, code=Exit.USAGE), mode)
         code = Exit.USAGE
     except (click.Abort, KeyboardInterrupt):
         code = Exit.INTERRUPTED
     except BrokenPipeError:  # `triops logs | head`: who read has seen enough
         sys.stdout = None
         code = Exit.OK
+    except Exception as error:  # noqa: BLE001 - the end of the process; what is unknown is raised again
+        failure = failure_of(error)
+        show_failure(failure, mode)
+        code = failure.code
     sys.exit(code or Exit.OK)
 
 

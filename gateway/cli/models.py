@@ -4,7 +4,8 @@ from typing import Any
 
 import click
 
-from triops.gateway.cli.output import Failure, show, table
+from triops.gateway.cli.failures import Failure
+from triops.gateway.cli.output import show, table
 from triops.gateway.cli.rpc import Gateway, gateway_options
 
 

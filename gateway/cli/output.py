@@ -1,45 +1,21 @@
-"""What the commands print: tables for people, JSON for programs, failures that name the next step.
+"""What the commands print: tables for people, JSON for programs. Knows nothing of gateways.
 
 Imports click and the standard library only: a command against a running gateway should be over in a quarter second.
 """
 
-import enum
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import click
 
+from triops.gateway.cli.failures import Failure
+
 F = TypeVar("F", bound=Callable[..., Any])
 
-_CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in (0x09, 0x0A)}
-
-
-class Exit(enum.IntEnum):
-    """What a process of ours says at its end."""
-
-    OK = 0
-    FAILED = 1
-    USAGE = 2
-    RUNNING = 75
-    PORT_TAKEN = 76
-    CONFIG = 78
-    INTERRUPTED = 130
-
-
-class Failure(Exception):
-    """Ends the command: `message` says what is wrong, `hint` what to do next, `error` is the gateway's own object."""
-
-    def __init__(
-        self, message: str, hint: str = "", *, exit_code: int = Exit.FAILED, error: Mapping[str, Any] | None = None
-    ) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
-        self.exit_code = exit_code
-        self.error = error or {"code": exit_code.name if isinstance(exit_code, Exit) else "FAILED"}
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"}
 
 
 class Mode:
@@ -54,10 +30,8 @@ def json_option(command: F) -> F:
     def chosen(context: click.Context, _: click.Parameter, value: bool) -> None:
         context.ensure_object(Mode).as_json |= value
 
-    option = click.option(
-        "--json", is_flag=True, is_eager=True, expose_value=False, callback=chosen, help="Print JSON, errors too."
-    )
-    return option(command)
+    text = "Print JSON, errors too."
+    return click.option("--json", is_flag=True, is_eager=True, expose_value=False, callback=chosen, help=text)(command)
 
 
 def as_json() -> bool:
@@ -70,16 +44,14 @@ def show(payload: Any, human: str) -> None:
     click.echo(json_text(payload) if as_json() else printable(human))
 
 
+def show_failure(failure: Failure, mode: Mode) -> None:
+    """Print to stderr why the command failed, and what to do next."""
+    human = f"triops: {failure.message}" + (f"\n{failure.hint}" if failure.hint else "")
+    click.echo(json.dumps({"error": failure.error}, ensure_ascii=False) if mode.as_json else printable(human), err=True)
+
+
 def json_text(payload: Any) -> str:
     return json.dumps(payload, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None)
-
-
-def show_failure(failure: Failure, mode: Mode) -> None:
-    if mode.as_json:
-        error = {**failure.error, "message": failure.message} | ({"hint": failure.hint} if failure.hint else {})
-        click.echo(json.dumps({"error": error}, ensure_ascii=False), err=True)
-    else:
-        click.echo(printable(f"triops: {failure.message}" + (f"\n{failure.hint}" if failure.hint else "")), err=True)
 
 
 def parse_json(text: str, option: str) -> dict[str, Any]:
@@ -96,10 +68,8 @@ def parse_json(text: str, option: str) -> dict[str, Any]:
 def table(rows: Sequence[Sequence[object]], *head: str) -> str:
     """Rows under their heads, in columns as wide as their widest cell."""
     cells = [head, *([_cell(value) for value in row] for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
-    )
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
 
 
 def _cell(value: object) -> str:
@@ -114,8 +84,3 @@ def time_text(ms: int | None) -> str | None:
 def printable(text: str) -> str:
     """`text` with control characters made visible: a model's or a peer's words must not steer a terminal."""
     return text.translate(_CONTROL)
-
-
-def refuse_config(error: Exception) -> NoReturn:
-    """End the command because of the configuration or the state folder."""
-    raise Failure(str(error), exit_code=Exit.CONFIG) from error

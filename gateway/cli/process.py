@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from triops.runtime.paths import open_private
@@ -40,10 +41,7 @@ def spawn_detached(
         os.close(descriptor)
 
 
-def ask_to_end(pid: int) -> bool:
-    """Tell a process of ours to end: SIGTERM, or its end where there are no signals. False if it is gone."""
-    try:
+def ask_to_end(pid: int) -> None:
+    """Tell a process of ours to end: SIGTERM, or its end where there are no signals."""
+    with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
-    except ProcessLookupError:
-        return False
-    return True

@@ -2,6 +2,7 @@
 what it asked for. Routing is `routes.py`."""
 
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from http import HTTPStatus
 from typing import Any
 
@@ -15,6 +16,7 @@ from triops.gateway.transport import Broken, Transport
 MAX_BODY = 16 * 1024 * 1024
 BODY_DEADLINE = 30.0  # seconds
 IDLE = 75.0  # seconds that a kept-alive connection may be silent
+MAX_EARLY = 65536  # bytes of further requests that are read while one is answered
 
 SECURITY_HEADERS = (
     (b"X-Content-Type-Options", b"nosniff"),
@@ -71,11 +73,15 @@ async def refuse(transport: Transport, status: int, message: str) -> None:
     try:
         await transport.send_all(head.encode() + b"\r\n" + body)
     except Broken:
-        pass  # it left
+        return  # it left
+    await transport.linger()
 
 
-async def serve_http(transport: Transport, answer: Answer) -> None:
-    """Serve requests until the peer closes, errs or is silent for `IDLE` seconds. Does not close the transport."""
+async def serve_http(transport: Transport, answer: Answer, busy: Callable[[], AbstractContextManager[None]]) -> None:
+    """Serve requests until the peer closes, errs or is silent for `IDLE` seconds. Does not close the transport.
+
+    From a whole request to its written answer the connection is inside `busy()`.
+    """
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
     while True:
         try:
@@ -90,10 +96,11 @@ async def serve_http(transport: Transport, answer: Answer) -> None:
             return
         if request is None:
             return
-        response = await _answer(transport, connection, request, answer)
-        if response is None:
-            return
-        await transport.send_all(_encoded(connection, request, response))
+        with busy():
+            response = await _answer(transport, connection, request, answer)
+            if response is None:
+                return
+            await transport.send_all(_encoded(connection, request, response))
         if connection.our_state is not h11.DONE or connection.their_state is not h11.DONE:
             return
         connection.start_next_cycle()
@@ -113,6 +120,8 @@ async def _read_request(transport: Transport, connection: h11.Connection) -> Htt
             case h11.Request():
                 head = event
                 deadline = trio.current_time() + BODY_DEADLINE
+                if int(dict(event.headers).get(b"content-length", b"0")) > MAX_BODY:
+                    raise _TooLarge
                 if connection.they_are_waiting_for_100_continue:
                     await transport.send_all(
                         connection.send(h11.InformationalResponse(status_code=100, headers=[])) or b""
@@ -142,10 +151,17 @@ async def _answer(
     response: HttpResponse | None = None
 
     async def watch() -> None:
-        early = await transport.receive_some()
-        connection.receive_data(early)  # a pipelined request waits its turn
-        if not early:
-            nursery.cancel_scope.cancel(reason="the client left")
+        size = 0
+        while size < MAX_EARLY:
+            try:
+                early = await transport.receive_some()
+            except Broken:
+                early = b""
+            connection.receive_data(early)  # a pipelined request waits its turn
+            size += len(early)
+            if not early:
+                nursery.cancel_scope.cancel(reason="the client left")
+                return
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watch, name="watch the client")

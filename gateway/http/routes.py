@@ -75,14 +75,13 @@ class Routes:
             case "GET", ["status"]:
                 return await self._rpc(caller, "status", b"")
             case "GET", ["sessions"]:
-                known = {name: int(query[name]) for name in ("limit", "offset") if query.get(name, "").isdigit()}
-                return await self._rpc(caller, "sessions.list", msgspec.json.encode(known))
+                return await self._rpc(caller, "sessions.list", msgspec.json.encode(_numbers(query, "limit", "offset")))
             case "GET", ["sessions", key]:
                 return await self._session(caller, key)
             case "POST", ["sessions", key, "ping"]:
                 return await self._ping(caller, key)
             case "GET", ["webchat", "messages"]:
-                params = {"sessionKey": query.get("sessionKey", MAIN_KEY), "limit": int(query.get("limit", "50"))}
+                params = {"sessionKey": query.get("sessionKey", MAIN_KEY), "limit": 50} | _numbers(query, "limit")
                 return await self._rpc(caller, "chat.history", msgspec.json.encode(params))
             case "POST", ["webchat", "messages"]:
                 return await self._say(caller, request.body, final=query.get("wait") == "final")
@@ -163,6 +162,12 @@ def _decode_said(body: bytes) -> _Said:
         return msgspec.json.decode(body or b"{}", type=_Said)
     except (ValueError, RecursionError) as error:
         raise WireError("INVALID_REQUEST", f"invalid body: {error}") from None
+
+
+def _numbers(query: dict[str, str], *names: str) -> dict[str, int | str]:
+    """Those of `names` that the query has; what is no number is left for the method to refuse by its name."""
+    given = {name: query[name] for name in names if name in query}
+    return {name: int(text) if text.isascii() and text.isdigit() else text for name, text in given.items()}
 
 
 def _refusal(shape: ErrorShape) -> HttpResponse:

@@ -31,12 +31,10 @@ class AgentEvent(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     session: Any = None
 
     def after(self, earlier: Any) -> "AgentEvent":
-        """This delta with what `earlier` had to say that was new."""
-        delta: str = earlier.data["delta"] + self.data["delta"]
-        data = {**self.data, "delta": delta}
-        if earlier.data.get("replace"):
-            data["replace"] = True
-        return msgspec.structs.replace(self, data=data)
+        """This delta with what `earlier` had to say that was new; of another message, which this one replaces, nothing."""
+        if earlier.data["itemId"] != self.data["itemId"]:
+            return self
+        return msgspec.structs.replace(self, data={**self.data, "delta": earlier.data["delta"] + self.data["delta"]})
 
 
 class ChatEvent(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, kw_only=True):
@@ -59,7 +57,7 @@ class ChatEvent(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True,
     error_detail: dict[str, Any] | None = None
 
     def after(self, earlier: Any) -> "ChatEvent":
-        """This delta with what `earlier` had to say that was new."""
-        return msgspec.structs.replace(
-            self, delta_text=earlier.delta_text + self.delta_text, replace=self.replace or earlier.replace
-        )
+        """This delta with what `earlier` had to say that was new; nothing of it if this one replaces it."""
+        if self.replace:
+            return self
+        return msgspec.structs.replace(self, delta_text=earlier.delta_text + self.delta_text, replace=earlier.replace)

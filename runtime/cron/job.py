@@ -11,16 +11,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from triops.runtime.cron.schedule import (
-    MIN_GAP_MS,
-    At,
-    Schedule,
-    Words,
-    completed,
-    fires_between,
-    instant,
-    next_fire,
-)
+from triops.runtime.cron import schedule as schedules
+from triops.runtime.cron.schedule import MIN_GAP_MS, At, Every, Schedule, Words
 from triops.runtime.errors import Invalid
 from triops.runtime.sessions import DEFAULT_AGENT, MAIN_KEY, canonical_key
 
@@ -164,7 +156,7 @@ def new_job(params: dict[str, Any], *, job_id: str, now_ms: int, caller: str | N
         Invalid: a parameter is missing, wrong, or names something that is not supported; the message has its path.
     """
     asked = _decode(params)
-    schedule = completed(asked.schedule, now_ms=now_ms, job_id=job_id)
+    schedule = schedules.completed(asked.schedule, now_ms=now_ms, job_id=job_id)
     target = _target(asked, caller)
     is_turn = isinstance(asked.payload, AgentTurn)
     delivery = asked.delivery or (Delivery(mode="announce") if is_turn else None)
@@ -187,7 +179,7 @@ def new_job(params: dict[str, Any], *, job_id: str, now_ms: int, caller: str | N
         wake_mode=asked.wake_mode,
         payload=asked.payload,
         delivery=delivery,
-        decided_ms=min(now_ms, instant(schedule.at) - 1) if isinstance(schedule, At) else now_ms,
+        decided_ms=min(now_ms, schedules.instant(schedule.at) - 1) if isinstance(schedule, At) else now_ms,
     )
 
 
@@ -247,17 +239,14 @@ def _target(asked: _Asked, caller: str | None) -> str:
 
 
 def due_at(job: Job, now_ms: int) -> int | None:
-    """When the job's next slot may run; None when it has none, is disabled, or its zone is not known any more.
-
-    It moves on its own only when the wall clock goes back: then slots that lay behind lie ahead again.
-    """
+    """When the job's next slot may run; None when it has none, is disabled, or its zone is not known any more."""
     if not job.enabled:
         return None
     if isinstance(job.schedule, At):
-        at = instant(job.schedule.at)
+        at = schedules.instant(job.schedule.at)
         return at if at > job.decided_ms else job.retry_ms
     try:
-        slot = next_fire(job.schedule, after_ms=_decided(job, now_ms), job_id=job.id)
+        slot = schedules.next_fire(_schedule(job), after_ms=_decided(rewound(job, now_ms)), job_id=job.id)
     except Invalid:
         return None
     if slot is None:
@@ -271,13 +260,27 @@ def due_slots(job: Job, until_ms: int) -> list[int]:
     if isinstance(job.schedule, At):
         due = due_at(job, until_ms)
         return [due] if due is not None and due <= until_ms else []
-    after = _decided(job, until_ms)
-    return fires_between(job.schedule, after_ms=after, until_ms=until_ms, job_id=job.id, most=SLOTS_LOGGED + 1)
+    return schedules.fires_between(
+        _schedule(job), after_ms=_decided(job), until_ms=until_ms, job_id=job.id, most=SLOTS_LOGGED + 1
+    )
 
 
-def _decided(job: Job, now_ms: int) -> int:
-    """From where to look for slots. A clock that went back must not silence the job: a claimed slot has its row."""
-    return min(job.decided_ms, now_ms) + (MIN_GAP_MS - 1 if job.state.last_run_at_ms else 0)
+def rewound(job: Job, now_ms: int) -> Job:
+    """The job after the wall clock went back: slots that lay behind lie ahead again. One that ran has its row."""
+    return job if isinstance(job.schedule, At) else msgspec.structs.replace(job, decided_ms=min(job.decided_ms, now_ms))
+
+
+def _schedule(job: Job) -> Schedule:
+    """An anchor that lay ahead is a beginning, another one only a phase: the clock may go back behind it."""
+    every = job.schedule
+    if isinstance(every, Every) and every.anchor_ms is not None and every.anchor_ms <= job.created_at_ms:
+        return Every(every.every_ms, every.anchor_ms % every.every_ms)
+    return every
+
+
+def _decided(job: Job) -> int:
+    """From where to look for slots; two of them are not closer than the gap, beginning with the one that ran."""
+    return job.decided_ms + (MIN_GAP_MS - 1 if job.state.last_run_at_ms else 0)
 
 
 # -- to the wire -------------------------------------------------------------------------------------------------------

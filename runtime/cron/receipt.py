@@ -74,28 +74,32 @@ def passed(job: Job, slot_ms: int, now_ms: int, why: str) -> LogEntry:
 
 
 def ended(
-    job: Job, claim: Claim, now_ms: int, terminal: Terminal | None = None, *, session_id: str | None = None
+    job: Job,
+    claim: Claim,
+    now_ms: int,
+    terminal: Terminal | None = None,
+    *,
+    error: str | None = None,
+    reason: str | None = None,
+    session_id: str | None = None,
 ) -> LogEntry:
-    """The entry of a slot whose run ended so; without a terminal, of one that needed no run."""
+    """The entry of a slot that is over: how its run ended, if it needed one, or the `error` that kept it from running."""
     ran = terminal or Terminal(state=RunState.FINAL)
-    if ran.state is RunState.ERROR:
-        # A peer that cannot be reached counts as a timeout, as on the wire.
-        kind = "timeout" if ran.error_kind == "connection" else ran.error_kind or "unknown"
-        return failed(job, claim, now_ms, ran.error_message or "the run failed", kind)
-    if ran.state is RunState.ABORTED:
-        stopped = ran.stop_reason in ("restart", "shutdown")
-        error = "interrupted: the process stopped while the job ran" if stopped else f"aborted: {ran.stop_reason}"
-        return failed(job, claim, now_ms, error, "timeout" if ran.stop_reason == "timeout" else "unknown")
+    if error is None:
+        error, reason = _failure(ran)
     usage = ran.message.usage if ran.message else None
-    event = isinstance(job.payload, SystemEvent)
+    words = job.payload.text if isinstance(job.payload, SystemEvent) else ran.text
+    announced = job.delivery is not None and job.delivery.mode == "announce"
     return LogEntry(
         ts=now_ms,
         job_id=job.id,
-        status="ok",
-        completion_status="succeeded",
-        summary=(job.payload.text if isinstance(job.payload, SystemEvent) else ran.text)[:_SUMMARY_LENGTH],
-        delivered=None if event else False,
-        delivery_status="not-delivered" if job.delivery and job.delivery.mode == "announce" else "not-requested",
+        status="ok" if error is None else "error",
+        completion_status="succeeded" if error is None else "failed",
+        error=error,
+        error_reason=reason,
+        summary=words[:_SUMMARY_LENGTH] if error is None else None,
+        delivered=None if isinstance(job.payload, SystemEvent) else False,
+        delivery_status="not-delivered" if announced else "not-requested",
         session_id=session_id,
         session_key=job.session,
         run_id=claim.run_id,
@@ -108,21 +112,17 @@ def ended(
     )
 
 
-def failed(job: Job, claim: Claim, now_ms: int, error: str, reason: str) -> LogEntry:
-    """The entry of a slot whose run was refused, failed, or is not known to have run."""
-    return LogEntry(
-        ts=now_ms,
-        job_id=job.id,
-        status="error",
-        completion_status="failed",
-        error=error,
-        error_reason=reason,
-        session_key=job.session,
-        run_id=claim.run_id,
-        run_at_ms=claim.claimed_at,
-        duration_ms=max(0, now_ms - claim.claimed_at),
-        job_name=job.name,
-    )
+def _failure(ran: Terminal) -> tuple[str | None, str | None]:
+    """What went wrong in a run, and the protocol's class of it; nothing if it went well."""
+    if ran.state is RunState.ERROR:
+        # A peer that cannot be reached counts as a timeout, as on the wire.
+        kind = "timeout" if ran.error_kind == "connection" else ran.error_kind
+        return ran.error_message or "the run failed", kind or "unknown"
+    if ran.state is not RunState.ABORTED:
+        return None, None
+    if ran.stop_reason in ("restart", "shutdown"):
+        return "interrupted: the process stopped while the job ran", "unknown"
+    return f"aborted: {ran.stop_reason}", "timeout" if ran.stop_reason == "timeout" else "unknown"
 
 
 def event_fields(entry: LogEntry) -> dict[str, Any]:

@@ -23,18 +23,9 @@ from triops.agents.messages import SystemMessage, UserMessage
 from triops.runtime.bus import Bus
 from triops.runtime.clock import Clock
 from triops.runtime.config import CronConfig
+from triops.runtime.cron import job as jobs
 from triops.runtime.cron import receipt
-from triops.runtime.cron.job import (
-    AgentTurn,
-    Job,
-    SystemEvent,
-    delivery_preview,
-    due_at,
-    due_slots,
-    new_job,
-    read_view,
-    view,
-)
+from triops.runtime.cron.job import AgentTurn, Job, SystemEvent
 from triops.runtime.cron.receipt import Claim, LogEntry
 from triops.runtime.cron.schedule import At
 from triops.runtime.errors import NotFound, RuntimeFault, Unavailable
@@ -57,19 +48,17 @@ SYSTEM_EVENT_SECONDS = 600.0
 
 
 class Runs(Protocol):
-    """What the scheduler needs of the agent-run supervisor."""
+    """What the scheduler needs of the agent-run supervisor.
 
-    async def submit(self, submission: Submission) -> Accepted:
-        """Have a run accepted; raises `RuntimeFault` when it is refused."""
-        ...
+    `submit` has a run accepted or raises `RuntimeFault`; `wait` tells how a run ended, before a restart or after, and
+    raises `NotFound` when it was never accepted; `append` shows a system message in a session without a run.
+    """
 
-    async def wait(self, run_id: str) -> Terminal:
-        """How a run ends, before a restart or after; raises `NotFound` when it was never accepted."""
-        ...
+    async def submit(self, submission: Submission) -> Accepted: ...
 
-    async def append(self, session_key: str, message: SystemMessage) -> None:
-        """Put a visible system message into a session, without a run."""
-        ...
+    async def wait(self, run_id: str) -> Terminal: ...
+
+    async def append(self, session_key: str, message: SystemMessage) -> None: ...
 
 
 class JobsQuery(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -157,37 +146,27 @@ class CronScheduler:
             Invalid: a parameter is wrong; the message has its path.
             Unavailable: the store refuses.
         """
-        job = new_job(params, job_id=str(uuid4()), now_ms=self._clock(), caller=caller)
+        job = jobs.new_job(params, job_id=str(uuid4()), now_ms=self._clock(), caller=caller)
         return await self._ask(partial(self._add, job))
 
     async def remove(self, job_id: str) -> dict[str, Any]:
-        """Forget a job. A slot of it that runs goes on, and gets its receipt.
-
-        Raises:
-            NotFound: there is no such job.
-        """
+        """Forget a job; `NotFound` if there is none. A slot of it that runs goes on, and gets its receipt."""
         return await self._ask(partial(self._remove, job_id))
 
     async def run_now(self, job_id: str, mode: RunMode = "force") -> dict[str, Any]:
         """Start a job by hand (`cron.run`); returns when it is claimed, not when it has run.
 
-        `due` runs it only if it is due, and uses that slot. An answer with `ran: false` gives the reason.
-
-        Raises:
-            NotFound: there is no such job.
+        `due` runs it only if it is due, and uses that slot. An answer with `ran: false` gives the reason; `NotFound`
+        is raised if there is no such job.
         """
         return await self._ask(partial(self._run_now, job_id, mode))
 
     async def get(self, job_id: str) -> dict[str, Any]:
-        """The read view of a job.
-
-        Raises:
-            NotFound: there is no such job.
-        """
+        """The read view of a job; `NotFound` if there is none."""
         job = await self._store.read(lambda db: stored.find(db, job_id))
         if job is None:
             raise _missing(job_id)
-        return read_view(job, self._clock())
+        return jobs.read_view(job, self._clock())
 
     async def runs(self, query: stored.RunsQuery) -> dict[str, Any]:
         """A page of receipts."""
@@ -197,13 +176,13 @@ class CronScheduler:
     async def list(self, query: JobsQuery) -> dict[str, Any]:
         """A page of jobs, the next one due first."""
         now = self._clock()
-        jobs = [job for job in await self._store.read(stored.load) if job.enabled or query.include_disabled]
-        jobs.sort(key=lambda job: (due_at(job, now) or float("inf"), job.created_at_ms))
-        shown = jobs[query.offset : query.offset + query.limit]
+        found = [job for job in await self._store.read(stored.load) if job.enabled or query.include_disabled]
+        found.sort(key=lambda job: (jobs.due_at(job, now) or float("inf"), job.created_at_ms))
+        shown = found[query.offset : query.offset + query.limit]
         return {
-            "jobs": [read_view(job, now) | {"effectiveAgentId": job.agent_id or DEFAULT_AGENT} for job in shown],
-            **_page(len(shown), len(jobs), query.offset, query.limit),
-            "deliveryPreviews": {job.id: delivery_preview(job) for job in shown},
+            "jobs": [jobs.read_view(job, now) | {"effectiveAgentId": job.agent_id or DEFAULT_AGENT} for job in shown],
+            **_page(len(shown), len(found), query.offset, query.limit),
+            "deliveryPreviews": {job.id: jobs.delivery_preview(job) for job in shown},
         }
 
     def status(self) -> dict[str, Any]:
@@ -241,10 +220,10 @@ class CronScheduler:
 
         Cancelled, the runs of its slots go on without it; the next `run` writes their receipts.
         """
-        jobs, claims = await self._store.read(lambda db: (stored.load(db), stored.open_claims(db)))
+        known, claims = await self._store.read(lambda db: (stored.load(db), stored.open_claims(db)))
         self._jobs, self._due = {}, {}
         self._running = {claim.run_id for claim in claims}
-        for job in jobs:
+        for job in known:
             await self._admit(job)
         async with trio.open_nursery() as slots:
             for claim in claims:
@@ -261,12 +240,12 @@ class CronScheduler:
     async def _admit(self, job: Job) -> None:
         """Plan a job that was there before the start."""
         now = self._clock()
-        self._plan(job, now)
+        self._plan(jobs.rewound(job, now), now)
         due = self._due.get(job.id)
         if job.enabled and due is None and job.state.running_at_ms is None:
             self._log.error("a job has no next run; is its time zone known here?", job=job.id, schedule=job.schedule)
         if self._config.skip_missed_jobs and due is not None and due <= now and not isinstance(job.schedule, At):
-            missed = due_slots(job, now)
+            missed = jobs.due_slots(job, now)
             passed = [receipt.passed(job, slot, now, "missed: the scheduler was not running") for slot in missed]
             job = replace(job, decided_ms=missed[-1])
             await self._store.write(lambda db: stored.skip(db, job, passed))
@@ -275,7 +254,7 @@ class CronScheduler:
     def _plan(self, job: Job, now: int) -> None:
         self._jobs[job.id] = job
         self._due.pop(job.id, None)
-        due = due_at(job, now) if job.state.running_at_ms is None else None
+        due = jobs.due_at(job, now) if job.state.running_at_ms is None else None
         if due is not None:
             self._due[job.id] = due
 
@@ -285,9 +264,9 @@ class CronScheduler:
     async def _fire_due(self, slots: trio.Nursery) -> float:
         """Start what is due; returns the seconds until there may be more."""
         now = self._clock()
-        if now < self._looked_at:  # the wall clock went back: slots that lay behind lie ahead again
-            for job in self._jobs.values():
-                self._plan(job, now)
+        if now < self._looked_at:  # the wall clock went back
+            for job in list(self._jobs.values()):
+                self._plan(jobs.rewound(job, now), now)
         self._looked_at = now
         try:
             for _, job_id in sorted((due, job_id) for job_id, due in self._due.items() if due <= now):
@@ -303,7 +282,7 @@ class CronScheduler:
 
     async def _fire(self, job: Job, now: int, slots: trio.Nursery, run_id: str | None = None) -> bool:
         """Start the latest slot of a job that is due; those before it were missed."""
-        *missed, slot = due_slots(job, now)
+        *missed, slot = jobs.due_slots(job, now)
         passed = [receipt.passed(job, earlier, now, "missed: a later slot ran in its place") for earlier in missed]
         claim = Claim(run_id or receipt.slot_run_id(job, slot), job.id, slot, now)
         return await self._start(replace(job, decided_ms=slot, retry_ms=None), claim, slots, passed)
@@ -313,36 +292,34 @@ class CronScheduler:
         if claimed:
             job = replace(job, state=replace(job.state, running_at_ms=claim.claimed_at))
             self._running.add(claim.run_id)
-            self._tell("started", job, runAtMs=claim.claimed_at)
+            self._tell("started", job.id, job, runAtMs=claim.claimed_at)
             slots.start_soon(self._perform, job, claim, name=claim.run_id)
         self._plan(job, claim.claimed_at)
         return claimed
 
     async def _perform(self, job: Job, claim: Claim) -> None:
         """The child task of a slot: have it run, and bring its end to the inbox."""
-        try:
-            entry = await self._carry_out(job, claim)
-        except RuntimeFault as fault:
-            reason = "overloaded" if fault.retryable else "unknown"
-            entry = receipt.failed(job, claim, self._clock(), str(fault), reason)
-        await self._send.send(partial(self._end, claim, entry))
-
-    async def _carry_out(self, job: Job, claim: Claim) -> LogEntry:
         submission = _submission(job, claim)
-        if job.wake_mode == "next-heartbeat" and isinstance(submission.message, SystemMessage):
-            await self._runs.append(job.session, submission.message)
-            return receipt.ended(job, claim, self._clock())
-        accepted = await self._runs.submit(submission)
-        terminal = await self._runs.wait(claim.run_id)
-        return receipt.ended(job, claim, self._clock(), terminal, session_id=accepted.session_id)
+        terminal = session_id = error = reason = None
+        try:
+            if job.wake_mode == "next-heartbeat" and isinstance(submission.message, SystemMessage):
+                await self._runs.append(job.session, submission.message)
+            else:
+                session_id = (await self._runs.submit(submission)).session_id
+                terminal = await self._runs.wait(claim.run_id)
+        except RuntimeFault as fault:
+            error, reason = str(fault), "overloaded" if fault.retryable else "unknown"
+        entry = receipt.ended(job, claim, self._clock(), terminal, error=error, reason=reason, session_id=session_id)
+        await self._send.send(partial(self._end, claim, entry))
 
     async def _resume(self, job: Job, claim: Claim) -> None:
         """A slot that was claimed before this start is never run again; if its run was accepted, its end counts."""
+        terminal = error = None
         try:
-            entry = receipt.ended(job, claim, self._clock(), await self._runs.wait(claim.run_id))
+            terminal = await self._runs.wait(claim.run_id)
         except NotFound:
-            words = "interrupted: the process stopped before the run was accepted"
-            entry = receipt.failed(job, claim, self._clock(), words, "server_error")
+            error = "interrupted: the process stopped before the run was accepted"
+        entry = receipt.ended(job, claim, self._clock(), terminal, error=error, reason="server_error")
         await self._send.send(partial(self._end, claim, entry))
 
     async def _end(self, claim: Claim, entry: LogEntry, _slots: trio.Nursery) -> None:
@@ -352,10 +329,10 @@ class CronScheduler:
         job = before and receipt.settled(before, entry, scheduled=scheduled)
         passed: Sequence[LogEntry] = ()
         if job is not None and scheduled and not isinstance(job.schedule, At):
-            passed = [receipt.passed(job, slot, now, "already-running") for slot in due_slots(job, now)]
+            passed = [receipt.passed(job, slot, now, "already-running") for slot in jobs.due_slots(job, now)]
             job = replace(job, decided_ms=passed[-1].run_at_ms) if passed else job
         spent = job is not None and receipt.is_spent(job, entry)
-        entry = replace(entry, next_run_at_ms=due_at(job, now) if job else None)
+        entry = replace(entry, next_run_at_ms=jobs.due_at(job, now) if job else None)
         while True:
             try:
                 await self._store.write(lambda db: stored.finish(db, None if spent else job, claim, entry, passed))
@@ -364,30 +341,30 @@ class CronScheduler:
                 self._log.error("the receipt of a slot could not be stored, trying again", error=fault)
                 await trio.sleep(RETRY_STORE)
         self._running.discard(claim.run_id)
-        self._publish(claim.job_id, "finished", job, **receipt.event_fields(entry))
+        self._tell("finished", claim.job_id, job, **receipt.event_fields(entry))
         if before is None or job is None:
             return
         self._plan(job, now)
         if spent:
             del self._jobs[job.id]
-            self._tell("removed", job)
+            self._tell("removed", job.id, job)
         elif before.enabled and not job.enabled:
-            self._tell("updated", job)
+            self._tell("updated", job.id, job)
         elif scheduled:
-            self._tell("scheduled", job)
+            self._tell("scheduled", job.id, job)
 
     async def _add(self, job: Job, _slots: trio.Nursery) -> dict[str, Any]:
         await self._store.write(lambda db: stored.save(db, job))
         self._plan(job, self._clock())
-        self._tell("added", job)
-        return read_view(job, self._clock()) | {"deliveryPreview": delivery_preview(job)}
+        self._tell("added", job.id, job)
+        return jobs.read_view(job, self._clock()) | {"deliveryPreview": jobs.delivery_preview(job)}
 
     async def _remove(self, job_id: str, _slots: trio.Nursery) -> dict[str, Any]:
         job = self._require(job_id)
         await self._store.write(lambda db: stored.remove(db, job_id))
         del self._jobs[job_id]
         self._due.pop(job_id, None)
-        self._tell("removed", job)
+        self._tell("removed", job.id, job)
         return {"ok": True, "removed": True}
 
     async def _run_now(self, job_id: str, mode: RunMode, slots: trio.Nursery) -> dict[str, Any]:
@@ -408,13 +385,13 @@ class CronScheduler:
             raise _missing(job_id)
         return self._jobs[job_id]
 
-    def _tell(self, action: str, job: Job, **more: Any) -> None:
-        next_run = due_at(job, self._clock()) if action in ("added", "updated", "scheduled") else None
-        self._publish(job.id, action, job, **more, **({"nextRunAtMs": next_run} if next_run is not None else {}))
-
-    def _publish(self, job_id: str, action: str, job: Job | None, **more: Any) -> None:
-        shown = {} if job is None else {"job": view(job, self._clock())}
-        self._bus.publish(CronEvent(payload={"jobId": job_id, "action": action, **shown, **more}))
+    def _tell(self, action: str, job_id: str, job: Job | None, **more: Any) -> None:
+        payload: dict[str, Any] = {"jobId": job_id, "action": action}
+        if job is not None:
+            payload["job"] = shown = jobs.view(job, self._clock())
+            if action in ("added", "updated", "scheduled") and "nextRunAtMs" in shown["state"]:
+                payload["nextRunAtMs"] = shown["state"]["nextRunAtMs"]
+        self._bus.publish(CronEvent(payload=payload | more))
 
 
 @contextmanager

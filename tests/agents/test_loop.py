@@ -27,6 +27,7 @@ from triops.agents.events import (
 from triops.agents.loop import Turn, run_turn
 from triops.agents.messages import AssistantMessage, Message, Text, Thinking, ToolCall, ToolResultMessage, UserMessage
 from triops.agents.model import (
+    Done,
     ModelInfo,
     ModelRef,
     ProviderEvent,
@@ -201,7 +202,7 @@ class Arriving(ScriptedProvider):
 
 
 async def test_a_message_that_arrives_between_sequential_calls_skips_the_rest():
-    stage = Stage([call("a", "change"), call("b", "change"), call("c")], said("Yes?"))
+    stage = Stage([call("a", "change"), call("b", "change"), call("c")], [call("d")], said("Yes?"))
 
     async def change(args: NoArgs, context: ToolContext) -> ToolResult:
         stage.arrived.append(UserMessage("wait", 5))
@@ -212,6 +213,8 @@ async def test_a_message_that_arrives_between_sequential_calls_skips_the_rest():
     await stage.play()
     results = [m.text for m in stage.saves[0] if isinstance(m, ToolResultMessage)]
     assert results == ["changed", SKIPPED, SKIPPED]
+    assert len(stage.saves[1]) == 2, "the message is taken in once"
+    assert sum(isinstance(event, Steered) for event in stage.events) == 1
 
 
 async def test_the_limit_of_steps_ends_a_turn_that_never_stops_calling():
@@ -264,6 +267,24 @@ async def test_a_stream_that_ends_without_a_whole_message_is_the_providers_fault
     (partial,) = settle(stage.unsaved)
     assert isinstance(partial, AssistantMessage)
     assert partial.text == "Hm"
+
+
+async def test_a_whole_message_is_kept_whole_when_its_stream_fails_to_close():
+    whole = AssistantMessage((Text("All of it"), ToolCall("a", "look", {})), 7, stop_reason="toolUse")
+
+    class Slamming(ScriptedProvider):
+        @trio.as_safe_channel
+        async def stream(self, request: object) -> AsyncGenerator[Sequence[ProviderEvent], None]:
+            await trio.lowlevel.checkpoint()
+            yield [TextDelta("All of it"), Done(whole)]
+            raise ProviderError("connection", "hung up")
+
+    stage = Stage()
+    stage.provider = Slamming()
+    with pytest.raises(ProviderError, match="hung up"):
+        await stage.play()
+    assert settle(stage.unsaved)[0] is whole
+    assert stage.started == []
 
 
 async def test_retries_of_the_provider_are_told():
@@ -331,9 +352,10 @@ async def test_an_error_while_saving_goes_up_and_leaves_the_step_to_settle():
 WAIT = st.sampled_from([0.5, 1.0, 3.0])
 CALL = st.sampled_from(["look", "change", "slow", "slow change", "broken", "unknown"])
 ITEM = WAIT | st.just(TextDelta("x")) | st.just(ThinkingDelta("y")) | CALL
-FAULT = st.just(ProviderError("overloaded", "busy"))
+FAULT = st.builds(ProviderError, st.just("overloaded"), st.just("busy"))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(
     script=st.lists(st.lists(ITEM, max_size=6), min_size=1, max_size=4),

@@ -1,5 +1,6 @@
 from collections.abc import Sequence
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -63,6 +64,7 @@ def is_paired(messages: Sequence[Message]) -> bool:
     return not due
 
 
+@pytest.mark.slow
 @given(HISTORIES)
 def test_pairing_gives_each_call_its_result_and_loses_nothing_else(messages: list[Message]):
     paired = pair(messages)
@@ -112,6 +114,7 @@ def test_results_without_a_call_are_dropped():
     )
 
 
+@pytest.mark.slow
 @given(HISTORIES, st.integers(0, 200))
 def test_fitting_drops_whole_old_turns_only(messages: list[Message], budget: int):
     history = pair(messages)
@@ -127,6 +130,7 @@ def test_fitting_drops_whole_old_turns_only(messages: list[Message], budget: int
         assert kept == history
 
 
+@pytest.mark.slow
 @given(HISTORIES, st.integers(0, 200), st.integers(0, 200))
 def test_a_larger_budget_never_keeps_less(messages: list[Message], budget: int, more: int):
     assert len(fit(messages, budget + more)) >= len(fit(messages, budget))
@@ -139,6 +143,11 @@ def test_a_turn_that_does_not_fit_is_dropped_with_all_that_came_before():
     assert fit([*old, *large, *new], 100) == tuple(new)
     assert fit([*old, *large, *new], 1000) == (*old, *large, *new)
     assert fit([*old, *large], 10) == tuple(large), "the last turn stays, whatever it costs"
+
+
+def test_inputs_in_a_row_are_one_turn():
+    told = [SystemMessage("a" * 40, 1), UserMessage("b" * 40, 1)]
+    assert fit([UserMessage("old", 1), assistant(text="yes"), *told], 0) == tuple(told)
 
 
 def test_nothing_fits_into_nothing():

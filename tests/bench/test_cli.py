@@ -65,3 +65,24 @@ def test_a_model_that_is_no_mock_is_said_in_words(floor_url: str, capsys: pytest
 def test_sessions_at_once_must_be_numbers(counts: str, capsys: pytest.CaptureFixture[str]):
     assert bench("chat", "--concurrency", counts) == 2
     assert "is not a number of sessions" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_chat_starts_this_gateway_and_the_floor_beside_it(capsys: pytest.CaptureFixture[str]):
+    assert bench("chat", "--turns", "3", "--concurrency", "2", "--json") == 0
+    found = json.loads(capsys.readouterr().out)["results"]
+    assert [(each["subject"], each["failed"]) for each in found] == [("triops", 0), ("floor", 0)] * 2
+    assert all("first_byte_to_delta" in each["metrics"] for each in found)
+
+
+@pytest.mark.slow
+def test_start_measures_phases_imports_commands_and_memory(capsys: pytest.CaptureFixture[str]):
+    assert bench("start", "--runs", "1", "--turns", "100", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["phases"]) == {"triops", "floor"}
+    for spans in found["phases"].values():
+        parts = [spans[name]["p50"] for name in ("spawn", "import", "listen", "hello")]
+        assert min(parts) > 0
+        assert spans["total"]["p50"] == pytest.approx(sum(parts))
+    assert "triops" in [package for package, _, _ in found["imports"]]
+    assert found["commands"]["triops gateway status"]["count"] == 1

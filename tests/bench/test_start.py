@@ -7,7 +7,7 @@ import pytest
 
 from triops.bench.launch import MARKS
 from triops.bench.start import Report, imports_by_package, rss_of_tree, start_table
-from triops.bench.stats import summarise
+from triops.bench.stats import Summary, summarise
 
 TRACE = """
 import time: self [us] | cumulative | imported package
@@ -20,7 +20,7 @@ import time:       300 |        300 | apsw
 
 def report(rss: dict[str, list[float]]) -> Report:
     one = summarise([10.0, 20.0, 30.0])
-    spans = dict.fromkeys(("spawn", "import", "listen", "hello", "total"), one)
+    spans: dict[str, Summary] = dict.fromkeys(["spawn", "import", "listen", "hello", "total"], one)
     imports = [("trio", 2.15, 2)]
     return Report({"date": "today"}, {"triops": spans, "floor": spans}, imports, {"triops --version": one}, rss, 1_000)
 

@@ -217,6 +217,24 @@ async def test_all_who_wait_hear_of_the_close():
             await events.receive()
 
 
+async def test_a_request_that_meets_the_close_says_why():
+    async def script(peer: Peer) -> None:
+        await peer.request("health")
+        await peer.socket.aclose(1008, "slow consumer")
+
+    codes: list[int] = []
+
+    async def ask(client: GatewayClient) -> None:
+        with pytest.raises(GatewayClosed) as caught:
+            await client.request("health")
+        codes.append(caught.value.code)
+
+    async with connected(script) as client, trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(ask, client)
+    assert codes == [1008] * 20
+
+
 async def test_agent_gets_two_answers_under_one_id():
     async def script(peer: Peer) -> None:
         frame = await peer.request("agent")

@@ -67,6 +67,7 @@ def test_our_own_fault_says_only_where_the_log_has_it() -> None:
         ("INVALID_REQUEST", {"code": "AUTH_RATE_LIMITED"}, True, 429),
         ("UNAVAILABLE", {"method": "cron.add", "limit": "30 per 60s"}, True, 429),
         ("INVALID_REQUEST", {"code": "PROTOCOL_MISMATCH"}, None, 400),
+        ("INVALID_REQUEST", {"code": "CONTROL_UI_ORIGIN_NOT_ALLOWED"}, None, 403),
         ("FORBIDDEN", {"code": "MISSING_SCOPE"}, None, 403),
         ("NOT_PAIRED", None, None, 403),
         ("APPROVAL_NOT_FOUND", None, None, 404),

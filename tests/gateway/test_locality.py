@@ -206,6 +206,7 @@ def test_bound_to_every_address_any_literal_is_ours_and_no_name(bound: str) -> N
 def test_a_bound_name_is_taken_as_it_is() -> None:
     assert check_host("gateway.lan:1", port=1, bind_host="Gateway.lan")
     assert not check_host("evil.com:1", port=1, bind_host="Gateway.lan")
+    assert not check_host("192.168.1.9:1", port=1, bind_host="Gateway.lan")
 
 
 OWN = "localhost:18789"
@@ -219,7 +220,10 @@ def refusal(origin: str | None, **about: object) -> str | None:
     except WireError as error:
         shape = error.shape
         assert shape.code == "INVALID_REQUEST"
-        assert shape.message.startswith("origin not allowed (open the Control UI from the gateway host or allow it in ")
+        assert shape.message == (
+            "origin not allowed (open the Control UI from the gateway host or allow it in "
+            "gateway.controlUi.allowedOrigins)"
+        )
         assert shape.details is not None
         assert shape.details["code"] == "CONTROL_UI_ORIGIN_NOT_ALLOWED"
         return shape.details["reason"]
@@ -255,6 +259,7 @@ def test_our_own_page_is_let_in() -> None:
     assert refusal("http://127.0.0.1:18789", host="127.0.0.1:18789") is None
     assert refusal("http://[::1]:18789", host="[::1]:18789") is None
     assert refusal("http://localhost", host="localhost") is None
+    assert refusal("http://localhost", host="localhost:80") is None
     assert refusal("https://localhost", host="localhost:443") is None
     assert refusal("http://192.168.1.9:18789", host="192.168.1.9:18789", locality="remote") is None
 
@@ -336,5 +341,6 @@ def test_a_name_of_ours_is_only_ours_on_this_machine() -> None:
     assert refusal("http://localhost:18789", locality="remote") == NOT_ALLOWED
     assert refusal("http://8.8.8.8:1", host="8.8.8.8:1") == NOT_ALLOWED
     assert refusal("http://gateway.lan:1", host="gateway.lan:1") == NOT_ALLOWED
+    assert refusal("ws://127.0.0.1:1", host="127.0.0.1:1") == NOT_ALLOWED
     assert refusal("http://localhost:18789", host=None) == NOT_ALLOWED
     assert refusal("http://localhost:18789", host="localhost:18789/") == NOT_ALLOWED

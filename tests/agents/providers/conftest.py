@@ -26,10 +26,8 @@ from triops.agents.providers.http import HttpClient
 from triops.agents.providers.sse import SseParser
 from triops.agents.providers.wire import Dialect
 
-HANG = None
-DROP = "drop"
 Answer = Sequence[bytes | float | str | None]
-"""Bytes to send, seconds to wait, `HANG`, `DROP`."""
+"""Bytes to send, seconds to wait, None to hang, `drop` to hang up."""
 
 
 class ModelServer:
@@ -74,7 +72,7 @@ class ModelServer:
                 await stream.send_all(item)
             elif isinstance(item, float):
                 await trio.sleep(item)
-            elif item is HANG:
+            elif item is None:
                 await trio.sleep_forever()
             else:
                 return False
@@ -107,20 +105,8 @@ def patient_clock() -> trio.testing.MockClock:
     return trio.testing.MockClock(autojump_threshold=0.02)
 
 
-def chunked(*parts: bytes, kind: str = "text/event-stream") -> bytes:
-    """A whole kept-alive response."""
-    head = f"HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ntransfer-encoding: chunked\r\n\r\n".encode()
-    return head + b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
-
-
 def events(*datas: Any) -> list[bytes]:
     return [b"data: " + (data if isinstance(data, bytes) else json.dumps(data).encode()) + b"\n\n" for data in datas]
-
-
-def failure(status: int, value: Any = None, headers: str = "") -> bytes:
-    body = json.dumps(value or {"error": {"message": "no"}}).encode()
-    head = f"HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n{headers}\r\n"
-    return head.encode() + body
 
 
 @pytest.fixture
@@ -151,7 +137,7 @@ Collect = Callable[..., Awaitable[list[Any]]]
 def collect() -> Collect:
     async def all_events(provider: Any, request: ModelRequest) -> list[Any]:
         collected: list[Any] = []
-        with trio.fail_after(400):  # virtual in most tests
+        with trio.fail_after(100):  # virtual where it is long
             async with provider.stream(request) as batches:
                 async for batch in batches:
                     collected += batch

@@ -2,9 +2,9 @@ import datetime
 import ipaddress
 import socket
 import ssl
-import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ async def test_a_connection_serves_one_request_after_the_other(server, http):
     assert server.header("host") == server.url.removeprefix("http://") and server.header("x-extra") == "1"
 
 
-async def test_requests_at_once_have_connections_of_their_own(server, http):
+async def test_requests_at_once_have_connections_of_their_own(server, http, patient_clock):
     server.answers = [[0.05, OK]]
     async with trio.open_nursery() as nursery:
         for _ in range(3):
@@ -86,7 +86,7 @@ async def test_json_is_posted_and_bad_answers_are_typed(server, http):
         assert caught.value.kind == kind and server.url.removeprefix("http://") in str(caught.value)
 
 
-async def test_a_connection_that_the_peer_closed_is_not_used_again(server, http):
+async def test_a_connection_that_the_peer_closed_is_not_used_again(server, http, patient_clock):
     server.answers = [[OK, "drop"], [OK]]
     assert await http.get_json(server.url, {}) == {}
     await trio.sleep(0.01)
@@ -102,23 +102,35 @@ async def test_a_connection_that_lay_unused_too_long_is_not_used_again(server, h
     assert server.connections == 2
 
 
-@pytest.mark.parametrize("phase", ["connect", "head", "body"])
-async def test_a_cancelled_request_leaves_the_client_usable(server, http, phase):
-    full = socket.create_server(("127.0.0.1", 0), backlog=0)
-    url = f"http://127.0.0.1:{full.getsockname()[1]}" if phase == "connect" else server.url
-    server.answers = [[None] if phase == "head" else [CUT, None], [OK]]
-    if phase == "connect":
-        server.answers.pop(0)
-    with trio.move_on_after(0.05) as scope:
-        async with http.stream("GET", url, {}) as response:
-            if phase != "connect":
-                await response.body()
-            else:
-                await trio.sleep_forever()
+@pytest.fixture
+def full_port() -> Iterator[int]:
+    """A port whose listener takes nobody more: connecting to it hangs."""
+    if sys.platform != "linux":
+        pytest.skip("elsewhere a full backlog refuses or accepts")
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, ExitStack() as stack:
+        for _ in range(2):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]
+
+
+async def test_a_cancelled_connect_leaves_the_client_usable(server, http, patient_clock, full_port):
+    server.answers = [[OK]]
+    with trio.move_on_after(5) as scope:
+        await http.get_json(f"http://127.0.0.1:{full_port}", {})
     assert scope.cancelled_caught
-    full.close()
     assert await http.get_json(server.url, {}) == {}
-    assert server.connections == (1 if phase == "connect" else 2)
+
+
+@pytest.mark.parametrize("answer", [[None], [CUT, None]])
+async def test_a_cancelled_request_closes_its_connection_only(server, http, patient_clock, answer):
+    server.answers = [answer, [OK]]
+    with trio.move_on_after(5) as scope:
+        await http.get_json(server.url, {})
+    assert scope.cancelled_caught
+    assert await http.get_json(server.url, {}) == {}
+    assert server.connections == 2
 
 
 async def test_leaving_a_body_early_closes_its_connection(server, http):
@@ -154,20 +166,11 @@ async def test_a_peer_that_keeps_talking_is_not_silent(server, http, patient_clo
         assert await response.body() == b"abc"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a full backlog refuses or accepts")
-async def test_a_connect_that_hangs_is_a_timeout(failing, http, patient_clock):
-    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
-        address = full.getsockname()
-        fillers = [socket.socket() for _ in range(2)]
-        for filler in fillers:
-            filler.setblocking(False)
-            filler.connect_ex(address)
-        start = trio.current_time()
-        error = await failing(http, f"http://127.0.0.1:{address[1]}")
-        for filler in fillers:
-            filler.close()
+async def test_a_connect_that_hangs_is_a_timeout(failing, http, patient_clock, full_port):
+    start = trio.current_time()
+    error = await failing(http, f"http://127.0.0.1:{full_port}")
     assert (error.kind, error.retryable) == ("timeout", True) and "could not connect" in str(error)
-    assert trio.current_time() - start >= CONNECT_LIMIT
+    assert CONNECT_LIMIT <= trio.current_time() - start < CONNECT_LIMIT + 1
 
 
 @pytest.mark.parametrize(
@@ -207,7 +210,8 @@ def closed_port() -> int:
 )
 async def test_what_is_no_address_is_said_so(http, failing, url):
     with pytest.raises(ProviderError, match="baseUrl") as caught:
-        http.stream("GET", url, {})
+        async with http.stream("GET", url, {}):
+            pass
     assert not caught.value.retryable
 
 
@@ -220,6 +224,7 @@ async def test_a_key_that_cannot_be_sent_is_not_repeated(server, http, key):
     assert server.asked == []
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a reset throws away what was received")
 async def test_an_answer_before_the_body_was_taken_is_still_read(nursery, http):
     async def refuse(stream: trio.SocketStream) -> None:
         await stream.receive_some(100)
@@ -286,11 +291,6 @@ def test_a_model_at_home_may_be_silent_longer(url, idle):
     assert default_idle(url) == idle
 
 
-def test_the_https_library_is_not_loaded_before_it_is_needed():
-    code = "import sys, triops.agents.providers.wire; sys.exit('httpcore2' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
 @pytest.fixture(scope="session")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A self-signed certificate of 127.0.0.1 and its key, in one file."""
@@ -345,17 +345,21 @@ async def test_https_streams_and_keeps_its_connection(server, secure_url, trusti
 @pytest.mark.parametrize(
     ("answer", "kind"), [(["drop"], "connection"), ([OK[:-1], "drop"], "connection"), ([None], "timeout")]
 )
-async def test_https_failures_are_typed_as_plain_ones(server, secure_url, trusting, failing, answer, kind):
+async def test_https_failures_are_typed_as_plain_ones(
+    server, secure_url, trusting, failing, patient_clock, answer, kind
+):
     server.answers = [answer]
-    error = await failing(trusting, secure_url, idle=0.1)
+    error = await failing(trusting, secure_url, idle=30)
     assert (error.kind, error.retryable) == (kind, True) and "127.0.0.1:" in str(error)
 
 
 async def test_a_cancelled_https_body_leaves_the_client_usable(server, secure_url, trusting):
     server.answers = [[CUT, None], [OK]]
-    with trio.move_on_after(0.1) as scope:
+    with trio.CancelScope() as scope:
         async with trusting.stream("GET", secure_url, {}) as response:
-            await response.body()
+            assert await response.read() == b"{}"
+            scope.cancel()
+            await response.read()
     assert scope.cancelled_caught
     assert await trusting.get_json(secure_url, {}) == {}
 

@@ -17,7 +17,7 @@ import trio
 
 from triops.agents.errors import ContextOverflow, ProviderError
 from triops.agents.messages import UserMessage
-from triops.agents.model import Done, ModelInfo, ModelRef, ModelRequest, ProviderEvent, TextDelta
+from triops.agents.model import Done, ModelInfo, ModelRef, ModelRequest, ProviderEvent, RetryNotice, TextDelta
 from triops.agents.providers.demo import engine_is_installed, weights_folder
 from triops.agents.providers.local import LocalProvider, open_local_provider
 
@@ -106,8 +106,11 @@ async def test_a_warmed_model_answers_from_its_cache_and_leaves_nothing_behind(t
         events = await answer(provider, ask(model, "What is the capital of Japan?"))
         with pytest.raises(ContextOverflow):
             await answer(provider, ask(model, "word " * 3000))
+        quick = msgspec.structs.replace(ask(model, "Hello"), max_tokens=2)
+        in_a_row = [event for _ in range(12) for event in await answer(provider, quick)]
         assert child_of(provider) is child
 
+    assert not any(isinstance(event, RetryNotice) for event in in_a_row)
     done = events[-1]
     assert isinstance(done, Done)
     assert "Tokyo" in said(events) and done.message.text == said(events)

@@ -83,7 +83,7 @@ def test_a_stream_with_everything(parse):
     assert message.usage == Usage(30, 6, 20, 0, 56, message.usage.cost)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
 @given(cuts=st.lists(st.integers(0, len(STREAM)), max_size=8).map(sorted))
 def test_the_cuts_do_not_matter(parse, cuts):
     assert parse(RESPONSES, STREAM, cuts) == parse(RESPONSES, STREAM)

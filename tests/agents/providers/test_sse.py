@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from triops.agents.errors import ProviderError
@@ -22,6 +22,7 @@ def test_reads_all_line_ends_comments_names_and_joined_data():
     assert SseParser().feed(STREAM) == EVENTS
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.integers(0, len(STREAM)), max_size=12).map(sorted))
 def test_the_cuts_between_reads_do_not_matter(cuts: list[int]):
     parser = SseParser()
@@ -34,6 +35,7 @@ def test_one_byte_at_a_time_is_the_same():
     assert [event for byte in STREAM for event in parser.feed(bytes([byte]))] == EVENTS
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.binary(max_size=400), st.integers(0, 400))
 def test_any_bytes_parse_alike_whole_and_cut(data: bytes, cut: int):
     parser = SseParser()

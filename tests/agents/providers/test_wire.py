@@ -53,7 +53,9 @@ async def test_a_burst_is_one_batch_and_what_waits_is_another(server, provider, 
     assert sizes == [1, 2]
 
 
-async def test_a_body_that_ends_late_does_not_delay_the_reply_and_is_kept(server, provider, hello, ask, collect):
+async def test_a_body_that_ends_late_does_not_delay_the_reply_and_is_kept(
+    server, provider, hello, ask, collect, patient_clock
+):
     server.answers = [[OPEN + b"".join(map(chunk, hello)), 0.05, b"0\r\n\r\n"]]
     for _ in range(2):
         assert isinstance((await collect(provider, ask()))[-1], Done)
@@ -102,9 +104,16 @@ async def test_what_may_pass_is_tried_again_twice_and_said(server, provider, ask
 
 async def test_a_second_attempt_may_succeed(server, provider, hello, ask, collect, patient_clock):
     overloaded = b'data: {"error": {"type": "overloaded_error"}}\n\n'
-    server.answers = [[whole(overloaded)], ["drop"], [whole(*hello)]]
+    server.answers = [[whole(overloaded)], ["drop"], ["drop"], [whole(*hello)]]
     first, second, *_, done = await collect(provider, ask())
     assert [type(first), type(second)] == [RetryNotice, RetryNotice] and done.message.text == "Hello"
+
+
+async def test_a_kept_connection_that_turns_out_dead_is_no_attempt(server, provider, hello, ask, collect):
+    server.answers = [[whole(*hello)], ["drop"], [whole(*hello)]]
+    await collect(provider, ask())
+    events = await collect(provider, ask())
+    assert not any(isinstance(event, RetryNotice) for event in events) and len(server.asked) == 3
 
 
 @pytest.mark.parametrize(("header", "waits"), [("3", [3.0, 3.0]), ("8", [8.0, 8.0]), ("9", []), ("60", [])])

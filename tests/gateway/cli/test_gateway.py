@@ -106,7 +106,7 @@ def test_a_broken_configuration_is_told_before_anything_starts(run: Any, stand_i
 
 
 def test_status_of_a_running_gateway(run: Any, gateway: Any):
-    gateway.answers["status"] = {}
+    gateway.answers["status"] = {"pid": os.getpid(), "runtimeVersion": "0.0.0"}
     address = gateway.url.removeprefix("http://")
     assert run("gateway", "status") == (
         0,

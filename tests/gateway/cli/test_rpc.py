@@ -69,7 +69,7 @@ def test_a_gateway_that_does_not_answer_is_named(run: Any):
         {"code": "INVALID_REQUEST", "message": "no", "details": {"code": "CRON_JOB_NOT_FOUND"}},
     ],
 )
-def test_a_refusal_is_told_with_its_code_and_the_next_step(run: Any, gateway: Any, body: dict[str, Any]):
+def test_a_refusal_is_told_with_its_code_and_details(run: Any, gateway: Any, body: dict[str, Any]):
     gateway.answers["cron.remove"] = (404, body)
     ran = run("cron", "rm", "x", "--json")
     assert ran.code == 1
@@ -78,9 +78,8 @@ def test_a_refusal_is_told_with_its_code_and_the_next_step(run: Any, gateway: An
         "status": 404,
         "message": "no",
         "details": {"code": "CRON_JOB_NOT_FOUND"},
-        "hint": "`triops cron list --all` shows the jobs there are.",
     }
-    assert run("cron", "rm", "x").err.startswith("triops: no\n`triops cron list --all`")
+    assert run("cron", "rm", "x").err == "triops: no\n"
 
 
 @pytest.mark.parametrize(
@@ -89,6 +88,7 @@ def test_a_refusal_is_told_with_its_code_and_the_next_step(run: Any, gateway: An
         (401, {"error": {"message": "Unauthorized", "type": "unauthorized"}}, "--token"),
         (503, {"error": {"code": "UNAVAILABLE", "message": "busy", "retryable": True, "retryAfterMs": 2500}}, "in 2 s"),
         (404, "Not Found", "triops: Not Found"),
+        (404, {"error": {"code": "INVALID_REQUEST", "message": "session not found: x"}}, "session not found: x"),
         (500, {"error": "broken"}, "triops: broken"),
         (500, "", "HTTP 500"),
     ],

@@ -28,6 +28,13 @@ def test_a_failed_run_fails_the_command(run: Any, gateway: Any):
     }
 
 
+def test_an_unknown_session_names_the_next_step(run: Any, gateway: Any):
+    gateway.answers["sessions.send"] = (404, {"error": {"code": "INVALID_REQUEST", "message": "session not found: x"}})
+    assert run("sessions", "send", "x", "hi").err.endswith(
+        "not found: x\nThe sessions there are: triops sessions list\n"
+    )
+
+
 def test_send_without_waiting(run: Any, gateway: Any):
     gateway.answers["sessions.send"] = {"runId": "r", "status": "started"}
     assert run("sessions", "send", "main", "hi", "--no-wait").out == "Accepted as run r.\n"

@@ -66,7 +66,7 @@ def test_the_read_view_of_a_session_event_is_as_recorded() -> None:
 
 
 def test_the_view_of_an_agent_turn_is_as_recorded() -> None:
-    assert view(job(TURN, delivery={"mode": "none"}), NOW) == {
+    assert msgspec.json.decode(msgspec.json.encode(view(job(TURN, delivery={"mode": "none"}), NOW))) == {
         "id": "j1",
         "name": "iso",
         "enabled": True,

@@ -1,0 +1,65 @@
+"""What ends a command: the exit codes, and what to say of an exception that got here. Prints nothing."""
+
+import enum
+from collections.abc import Mapping
+from typing import Any, cast
+
+START_HINT = "Start one: triops gateway start (its log: triops logs)"
+
+
+class Exit(enum.IntEnum):
+    """What a process of ours says at its end."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    RUNNING = 75
+    PORT_TAKEN = 76
+    CONFIG = 78
+    INTERRUPTED = 130
+
+
+class Failure(Exception):
+    """Ends the command: `message` says what is wrong, `hint` what to do next, `error` is what `--json` prints."""
+
+    def __init__(
+        self, message: str, hint: str = "", *, code: int = Exit.FAILED, error: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.code = code
+        told = error or {"code": next((known.name for known in Exit if known == code), "FAILED")}
+        self.error: dict[str, Any] = {**told, "message": message} | ({"hint": hint} if hint else {})
+
+
+def failure_of(error: BaseException) -> Failure:
+    """What to say of an exception; one that nobody foresaw is raised again, with its traceback."""
+    if isinstance(error, Failure):
+        return error
+    from triops.gateway.client import GatewayClosed, GatewayError
+    from triops.runtime.config_reader import ConfigError
+    from triops.runtime.errors import RuntimeFault
+    from triops.runtime.instance import InstanceRunning
+    from triops.runtime.paths import StateError
+
+    while isinstance(error, BaseExceptionGroup):  # of several, the first says enough
+        error = cast("BaseExceptionGroup[BaseException]", error).exceptions[0]
+    match error:
+        case Failure():
+            return error
+        case GatewayError():
+            told = {"code": error.code, "details": error.details, "retryable": error.retryable}
+            return Failure(error.message, error=told)
+        case GatewayClosed():
+            return Failure(str(error), START_HINT, error={"code": "CLOSED", "closeCode": error.code})
+        case InstanceRunning():
+            return Failure(str(error), code=Exit.RUNNING)
+        case StateError() | ConfigError():
+            return Failure(str(error), code=Exit.CONFIG)
+        case RuntimeFault():
+            return Failure(str(error))
+        case OSError():
+            return Failure(f"the gateway cannot be reached: {error}", START_HINT, error={"code": "UNREACHABLE"})
+        case _:
+            raise error
