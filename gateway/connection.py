@@ -227,15 +227,18 @@ class Connection:
                 elif self._close is not None:
                     break
                 if self.outbox.overflowed:
-                    self._services.log.warning("a slow client is given up, its runs go on", conn=self.id)
+                    self._services.log.info(
+                        "a client takes no more, its runs go on", conn=self.id, reason="slow consumer"
+                    )
                     self._close = Close(1008, "slow consumer")
                     break
                 await self.outbox.wait()
             assert self._close is not None
             with trio.move_on_after(CLOSE_GRACE):
                 await self._ws.aclose(self._close.code, self._close.reason)
-        except (*Broken, ConnectionClosed):
-            pass  # the peer is gone
+        except (*Broken, ConnectionClosed) as error:
+            reason = "slow consumer" if self.outbox.overflowed else str(error) or type(error).__name__
+            self._services.log.info("a client takes no more, its runs go on", conn=self.id, reason=reason)
         nursery.cancel_scope.cancel(reason="the connection is closed")
 
     async def _keep_handshake_time(self) -> None:

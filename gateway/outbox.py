@@ -51,7 +51,7 @@ class Outbox:
         self._waiting: dict[tuple[str, str], int] = {}
         """Where the newest waiting delta of each run stands, counted from the first frame ever queued."""
         self._taken = 0
-        self._bell_out, self._bell_in = trio.open_memory_channel[None](1)  # a bell, no data: one ring is enough
+        self._bell = trio.lowlevel.ParkingLot()
         self.overflowed = False
 
     def put(self, frame: bytes) -> None:
@@ -90,16 +90,13 @@ class Outbox:
         self.ring()
 
     def ring(self) -> None:
-        """Wake the writer."""
-        try:
-            self._bell_out.send_nowait(None)
-        except trio.WouldBlock:
-            pass  # it is awake already
+        """Wake the writer, if it waits."""
+        self._bell.unpark_all()
 
     async def wait(self) -> None:
-        """Until something waits or has changed."""
+        """Until something waits, or somebody rings."""
         if not self._queue and not self.overflowed:
-            await self._bell_in.receive()
+            await self._bell.park()
 
     def take(self) -> list[bytes]:
         """The next frames, together about `BATCH_BYTES`; sync."""

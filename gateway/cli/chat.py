@@ -1,6 +1,7 @@
-"""`triops chat`: the terminal's side of a conversation. The loop runs in a thread, the terminal keeps the main one,
+"""`triops chat`: the terminal's side of a conversation. Knows no protocol.
 
-so that Ctrl-C is an ordinary KeyboardInterrupt here, and line editing works as everywhere.
+The loop runs in a thread and the terminal keeps the main one, so that Ctrl-C is an ordinary `KeyboardInterrupt` here,
+and line editing works as everywhere.
 """
 
 import importlib
@@ -119,6 +120,8 @@ class Terminal:
             click.echo()
         match answer.state:
             case "final":
+                if not answer.text:
+                    click.echo("(no reply: it was a silent one, or went into a run that was going on)", err=True)
                 return Exit.OK
             case "aborted":
                 click.echo("(aborted)", err=True)

@@ -40,7 +40,8 @@ class Conversation:
 
     async def ask(self, message: str, show: Show) -> Answer:
         """Send `message` and show the answer as it comes. Raises `GatewayError` or `GatewayClosed`."""
-        text, last, run_id, model = "", dict[str, Any](), "", None
+        text, state, run_id, model = "", "aborted", "", None  # what stands if it is interrupted
+        last: dict[str, Any] = {}
         with self._client.events("agent") as agents, anyio.CancelScope() as self._asking:
             async with self._client.chat(self._session_key, message) as run:
                 run_id = run.run_id
@@ -53,9 +54,7 @@ class Conversation:
                     piece = ("\n\n" if last.get("replace") and text else "") + last["deltaText"]
                     text += piece
                     show(("text", piece))
-        state = last.get("state", "aborted")
-        if state not in ("final", "aborted", "error"):
-            state = "aborted"  # by `interrupt`
+                state = last["state"]
         whole = _text(last.get("message")) if state == "final" else text
         if not text and whole:
             show(("text", whole))

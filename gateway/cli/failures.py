@@ -55,10 +55,8 @@ def failure_of(error: BaseException) -> Failure:
             return Failure(str(error), START_HINT, error={"code": "CLOSED", "closeCode": error.code})
         case InstanceRunning():
             return Failure(str(error), code=Exit.RUNNING)
-        case StateError() | ConfigError():
+        case StateError() | ConfigError() | RuntimeFault():
             return Failure(str(error), code=Exit.CONFIG)
-        case RuntimeFault():
-            return Failure(str(error))
         case OSError():
             return Failure(f"the gateway cannot be reached: {error}", START_HINT, error={"code": "UNREACHABLE"})
         case _:

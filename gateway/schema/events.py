@@ -31,7 +31,7 @@ class AgentEvent(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     session: Any = None
 
     def after(self, earlier: Any) -> "AgentEvent":
-        """This delta with what `earlier` had to say that was new; of another message, which this one replaces, nothing."""
+        """This delta with what `earlier` had to say that was new; nothing of it if that was another message."""
         if earlier.data["itemId"] != self.data["itemId"]:
             return self
         return msgspec.structs.replace(self, data={**self.data, "delta": earlier.data["delta"] + self.data["delta"]})

@@ -13,6 +13,7 @@ from triops.agents.messages import SystemMessage
 from triops.runtime.bus import Bus
 from triops.runtime.clock import Clock
 from triops.runtime.config import HeartbeatConfig
+from triops.runtime.cron.job import WakeMode
 from triops.runtime.cron.scheduler import Runs
 from triops.runtime.errors import Invalid, RuntimeFault
 from triops.runtime.events import HeartbeatEvent
@@ -20,8 +21,6 @@ from triops.runtime.runs.state import RunState, Source, Submission
 from triops.runtime.sessions import MAIN_KEY, canonical_key, is_subagent
 from triops.runtime.store import cron as stored
 from triops.runtime.store.sqlite import Store
-
-WakeMode = Literal["now", "next-heartbeat"]
 
 PROMPT = (
     "Heartbeat. If something needs attention now, say it. Do not take up old tasks again. Otherwise reply NO_REPLY."

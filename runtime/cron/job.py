@@ -1,11 +1,9 @@
-"""What a cron job is: its wire form, what may be asked for, and how it looks to a client. Pure.
+"""What a cron job is, what may be asked for, and when its slots are due. Pure.
 
 Knows neither clock nor store. Names and defaults are the protocol's (methods.md §2.4), but for session events: a
 `systemEvent` may go to any named session, and `current` is the session of the caller.
 """
 
-import base64
-import hashlib
 import re
 from typing import Annotated, Any, Literal
 
@@ -75,22 +73,35 @@ class AutoDisabled(_Wire, frozen=True):
     consecutive_errors: Annotated[int, msgspec.Meta(ge=1)]
 
 
-class JobState(_Wire, frozen=True):
-    """What became of the job so far; fields are absent until there is something to say."""
+class Usage(msgspec.Struct, frozen=True):
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
 
-    running_at_ms: int | None = None
-    last_run_at_ms: int | None = None
-    last_run_status: RunStatus | None = None
-    last_status: RunStatus | None = None
-    last_error: str | None = None
-    last_error_reason: str | None = None
-    last_duration_ms: int | None = None
-    last_delivered: bool | None = None
-    last_delivery_status: DeliveryStatus | None = None
-    last_failure_notification_delivery_status: DeliveryStatus | None = None
-    consecutive_errors: int | None = None
-    consecutive_skipped: int | None = None
-    auto_disabled: AutoDisabled | None = None
+
+class LogEntry(_Wire, frozen=True, kw_only=True):
+    """The protocol's CronRunLogEntry: one for each slot that is over."""
+
+    ts: int
+    job_id: str
+    action: Literal["finished"] = msgspec.field(default_factory=lambda: "finished")  # a factory: it is always written
+    status: RunStatus
+    completion_status: Literal["succeeded", "failed"] | None = None
+    error: str | None = None
+    error_reason: str | None = None
+    summary: str | None = None
+    delivered: bool | None = None
+    delivery_status: DeliveryStatus = msgspec.field(default_factory=lambda: "not-requested")
+    session_id: str | None = None
+    session_key: str | None = None
+    run_id: str
+    run_at_ms: int
+    duration_ms: int | None = None
+    next_run_at_ms: int | None = None
+    model: str | None = None
+    provider: str | None = None
+    usage: Usage | None = None
+    job_name: str
 
 
 class Job(_Wire, frozen=True, kw_only=True):
@@ -111,11 +122,16 @@ class Job(_Wire, frozen=True, kw_only=True):
     agent_id: str | None = None
     session_key: str | None = None
     delivery: Delivery | None = None
-    state: JobState = JobState()
     decided_ms: int
     """Slots up to here are over: they ran, run, or have their receipt as skipped."""
     retry_ms: int | None = None
     """After an error: no slot before this; for `at`, a slot of its own."""
+    running_at_ms: int | None = None
+    last: LogEntry | None = None
+    """The last slot that ran."""
+    errors: int = 0
+    """Since the last success."""
+    auto_disabled: AutoDisabled | None = None
 
     @property
     def session(self) -> str:
@@ -251,7 +267,7 @@ def due_at(job: Job, now_ms: int) -> int | None:
         return None
     if slot is None:
         return None
-    rested = min(job.state.last_run_at_ms, now_ms) + MIN_GAP_MS if job.state.last_run_at_ms else 0
+    rested = min(job.last.run_at_ms, now_ms) + MIN_GAP_MS if job.last else 0
     return max(slot, rested, min(job.retry_ms or 0, now_ms + LONGEST_BACKOFF_MS))
 
 
@@ -280,43 +296,4 @@ def _schedule(job: Job) -> Schedule:
 
 def _decided(job: Job) -> int:
     """From where to look for slots; two of them are not closer than the gap, beginning with the one that ran."""
-    return job.decided_ms + (MIN_GAP_MS - 1 if job.state.last_run_at_ms else 0)
-
-
-# -- to the wire -------------------------------------------------------------------------------------------------------
-
-
-def view(job: Job, now_ms: int) -> dict[str, Any]:
-    """The job as events carry it."""
-    shown: dict[str, Any] = msgspec.to_builtins(job)
-    for field in ("decidedMs", "retryMs"):
-        shown.pop(field, None)
-    next_run = due_at(job, now_ms)
-    shown["state"] = ({"nextRunAtMs": next_run} if next_run is not None else {}) | shown.get("state", {})
-    if isinstance(job.payload, AgentTurn):
-        shown["scheduledToolPolicy"] = {"version": 1, "mode": "trusted"}
-    return shown
-
-
-def read_view(job: Job, now_ms: int) -> dict[str, Any]:
-    """The job as methods answer with it."""
-    shown = view(job, now_ms)
-    above = {
-        key: shown["state"][key] for key in ("nextRunAtMs", "lastRunAtMs", "lastRunStatus") if key in shown["state"]
-    }
-    return shown | {"configRevision": config_revision(job)} | above
-
-
-def config_revision(job: Job) -> str:
-    """A digest of what was asked for; what became of it does not change it."""
-    volatile = {"state", "decidedMs", "retryMs", "createdAtMs", "updatedAtMs"}
-    asked = {key: value for key, value in msgspec.to_builtins(job).items() if key not in volatile}
-    digest = hashlib.sha256(msgspec.json.encode(asked, order="sorted")).digest()
-    return "sha256:" + base64.urlsafe_b64encode(digest).decode().rstrip("=")
-
-
-def delivery_preview(job: Job) -> dict[str, str]:
-    """Where results go, in words."""
-    if job.delivery is None or job.delivery.mode == "none":
-        return {"label": "not requested", "detail": "not requested"}
-    return {"label": "session", "detail": f"shown in session {job.session}; there is no channel to announce it on"}
+    return job.decided_ms + (MIN_GAP_MS - 1 if job.last else 0)

@@ -1,11 +1,11 @@
 """What became of a slot: the claim, the entry of the log, and what both mean for the job. Pure."""
 
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
-from triops.runtime.cron.job import AutoDisabled, DeliveryStatus, Job, RunStatus, SystemEvent
+from triops.runtime.cron.job import AutoDisabled, Job, LogEntry, SystemEvent, Usage
 from triops.runtime.cron.schedule import At
 from triops.runtime.runs.state import RunState, Terminal
 
@@ -27,37 +27,6 @@ class Claim(msgspec.Struct, frozen=True):
     slot_ms: int | None
     """None: asked for by hand, beside the schedule."""
     claimed_at: int
-
-
-class Usage(msgspec.Struct, frozen=True):
-    input_tokens: int
-    output_tokens: int
-    total_tokens: int
-
-
-class LogEntry(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
-    """The protocol's CronRunLogEntry: one for each slot that is over."""
-
-    ts: int
-    job_id: str
-    action: Literal["finished"] = msgspec.field(default_factory=lambda: "finished")  # a factory: it is always written
-    status: RunStatus
-    completion_status: Literal["succeeded", "failed", "unknown"] | None = None
-    error: str | None = None
-    error_reason: str | None = None
-    summary: str | None = None
-    delivered: bool | None = None
-    delivery_status: DeliveryStatus = msgspec.field(default_factory=lambda: "not-requested")
-    session_id: str | None = None
-    session_key: str | None = None
-    run_id: str
-    run_at_ms: int
-    duration_ms: int | None = None
-    next_run_at_ms: int | None = None
-    model: str | None = None
-    provider: str | None = None
-    usage: Usage | None = None
-    job_name: str
 
 
 def slot_run_id(job: Job, slot_ms: int) -> str:
@@ -83,7 +52,7 @@ def ended(
     reason: str | None = None,
     session_id: str | None = None,
 ) -> LogEntry:
-    """The entry of a slot that is over: how its run ended, if it needed one, or the `error` that kept it from running."""
+    """The entry of a slot that is over: how its run ended, if it needed one, or the `error` that kept it from that."""
     ran = terminal or Terminal(state=RunState.FINAL)
     if error is None:
         error, reason = _failure(ran)
@@ -137,23 +106,8 @@ def settled(job: Job, entry: LogEntry, *, scheduled: bool) -> Job:
 
     A run by hand (`scheduled` False) is told in the state, and changes nothing about when the job is due.
     """
-    errors = 0 if entry.status == "ok" else (job.state.consecutive_errors or 0) + 1
-    state = replace(
-        job.state,
-        running_at_ms=None,
-        last_run_at_ms=entry.run_at_ms,
-        last_run_status=entry.status,
-        last_status=entry.status,
-        last_error=entry.error,
-        last_error_reason=entry.error_reason,
-        last_duration_ms=entry.duration_ms,
-        last_delivered=entry.delivered,
-        last_delivery_status=entry.delivery_status,
-        last_failure_notification_delivery_status="not-requested",
-        consecutive_errors=errors,
-        consecutive_skipped=0,
-    )
-    job = replace(job, state=state, updated_at_ms=entry.ts)
+    errors = 0 if entry.status == "ok" else job.errors + 1
+    job = replace(job, last=entry, errors=errors, running_at_ms=None, updated_at_ms=entry.ts)
     if not scheduled:
         return job
     retry = entry.ts + BACKOFF_MS[min(errors, len(BACKOFF_MS)) - 1] if errors else None
@@ -163,7 +117,7 @@ def settled(job: Job, entry: LogEntry, *, scheduled: bool) -> Job:
     if errors < GIVE_UP_AFTER:
         return replace(job, retry_ms=retry)
     given_up = AutoDisabled(reason="consecutive-failures", at_ms=entry.ts, consecutive_errors=errors)
-    return replace(job, enabled=False, state=replace(state, auto_disabled=given_up))
+    return replace(job, enabled=False, auto_disabled=given_up)
 
 
 def is_spent(job: Job, entry: LogEntry) -> bool:

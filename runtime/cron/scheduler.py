@@ -25,9 +25,10 @@ from triops.runtime.clock import Clock
 from triops.runtime.config import CronConfig
 from triops.runtime.cron import job as jobs
 from triops.runtime.cron import receipt
-from triops.runtime.cron.job import AgentTurn, Job, SystemEvent
-from triops.runtime.cron.receipt import Claim, LogEntry
+from triops.runtime.cron.job import AgentTurn, Job, LogEntry, SystemEvent
+from triops.runtime.cron.receipt import Claim
 from triops.runtime.cron.schedule import At
+from triops.runtime.cron.view import delivery_preview, read_view, view
 from triops.runtime.errors import NotFound, RuntimeFault, Unavailable
 from triops.runtime.events import CronEvent
 from triops.runtime.logs import Log
@@ -166,7 +167,7 @@ class CronScheduler:
         job = await self._store.read(lambda db: stored.find(db, job_id))
         if job is None:
             raise _missing(job_id)
-        return jobs.read_view(job, self._clock())
+        return read_view(job, self._clock())
 
     async def runs(self, query: stored.RunsQuery) -> dict[str, Any]:
         """A page of receipts."""
@@ -180,9 +181,9 @@ class CronScheduler:
         found.sort(key=lambda job: (jobs.due_at(job, now) or float("inf"), job.created_at_ms))
         shown = found[query.offset : query.offset + query.limit]
         return {
-            "jobs": [jobs.read_view(job, now) | {"effectiveAgentId": job.agent_id or DEFAULT_AGENT} for job in shown],
+            "jobs": [read_view(job, now) | {"effectiveAgentId": job.agent_id or DEFAULT_AGENT} for job in shown],
             **_page(len(shown), len(found), query.offset, query.limit),
-            "deliveryPreviews": {job.id: jobs.delivery_preview(job) for job in shown},
+            "deliveryPreviews": {job.id: delivery_preview(job) for job in shown},
         }
 
     def status(self) -> dict[str, Any]:
@@ -242,7 +243,7 @@ class CronScheduler:
         now = self._clock()
         self._plan(jobs.rewound(job, now), now)
         due = self._due.get(job.id)
-        if job.enabled and due is None and job.state.running_at_ms is None:
+        if job.enabled and due is None and job.running_at_ms is None:
             self._log.error("a job has no next run; is its time zone known here?", job=job.id, schedule=job.schedule)
         if self._config.skip_missed_jobs and due is not None and due <= now and not isinstance(job.schedule, At):
             missed = jobs.due_slots(job, now)
@@ -254,7 +255,7 @@ class CronScheduler:
     def _plan(self, job: Job, now: int) -> None:
         self._jobs[job.id] = job
         self._due.pop(job.id, None)
-        due = jobs.due_at(job, now) if job.state.running_at_ms is None else None
+        due = jobs.due_at(job, now) if job.running_at_ms is None else None
         if due is not None:
             self._due[job.id] = due
 
@@ -290,7 +291,7 @@ class CronScheduler:
     async def _start(self, job: Job, claim: Claim, slots: trio.Nursery, passed: Sequence[LogEntry] = ()) -> bool:
         claimed = await self._store.write(lambda db: stored.claim(db, job, claim, passed))
         if claimed:
-            job = replace(job, state=replace(job.state, running_at_ms=claim.claimed_at))
+            job = replace(job, running_at_ms=claim.claimed_at)
             self._running.add(claim.run_id)
             self._tell("started", job.id, job, runAtMs=claim.claimed_at)
             slots.start_soon(self._perform, job, claim, name=claim.run_id)
@@ -357,7 +358,7 @@ class CronScheduler:
         await self._store.write(lambda db: stored.save(db, job))
         self._plan(job, self._clock())
         self._tell("added", job.id, job)
-        return jobs.read_view(job, self._clock()) | {"deliveryPreview": jobs.delivery_preview(job)}
+        return read_view(job, self._clock()) | {"deliveryPreview": delivery_preview(job)}
 
     async def _remove(self, job_id: str, _slots: trio.Nursery) -> dict[str, Any]:
         job = self._require(job_id)
@@ -370,7 +371,7 @@ class CronScheduler:
     async def _run_now(self, job_id: str, mode: RunMode, slots: trio.Nursery) -> dict[str, Any]:
         job, now = self._require(job_id), self._clock()
         instance = {"processInstanceId": self._instance}
-        if job.state.running_at_ms is not None:
+        if job.running_at_ms is not None:
             return {"ok": True, "ran": False, "reason": "already-running", **instance}
         self._by_hand += 1
         run_id = f"manual:{job_id}:{now}:{self._by_hand}"
@@ -388,7 +389,7 @@ class CronScheduler:
     def _tell(self, action: str, job_id: str, job: Job | None, **more: Any) -> None:
         payload: dict[str, Any] = {"jobId": job_id, "action": action}
         if job is not None:
-            payload["job"] = shown = jobs.view(job, self._clock())
+            payload["job"] = shown = view(job, self._clock())
             if action in ("added", "updated", "scheduled") and "nextRunAtMs" in shown["state"]:
                 payload["nextRunAtMs"] = shown["state"]["nextRunAtMs"]
         self._bus.publish(CronEvent(payload=payload | more))

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec.structs import replace
 
-from triops.runtime.cron.job import DeliveryStatus, Job, RunStatus
-from triops.runtime.cron.receipt import Claim, LogEntry
+from triops.runtime.cron.job import DeliveryStatus, Job, LogEntry, RunStatus
+from triops.runtime.cron.receipt import Claim
 from triops.runtime.store.db import Db, Value
 
 KEEP_MS = 7 * 86_400_000
@@ -53,13 +54,12 @@ def find(db: Db, job_id: str) -> Job | None:
 
 
 def _job(body: str, running_at_ms: int | None) -> Job:
-    job = _decode_job(body)
-    return msgspec.structs.replace(job, state=msgspec.structs.replace(job.state, running_at_ms=running_at_ms))
+    return replace(_decode_job(body), running_at_ms=running_at_ms)
 
 
 def save(db: Db, job: Job) -> None:
-    stored = msgspec.structs.replace(job, state=msgspec.structs.replace(job.state, running_at_ms=None))
-    db.execute("INSERT OR REPLACE INTO cron_jobs (id, job) VALUES (?, ?)", (job.id, _encode(stored).decode()))
+    body = _encode(replace(job, running_at_ms=None)).decode()
+    db.execute("REPLACE INTO cron_jobs (id, job) VALUES (?, ?)", (job.id, body))
 
 
 def remove(db: Db, job_id: str) -> None:

@@ -445,8 +445,9 @@ async def test_a_request_cancelled_in_the_middle_of_its_frame_spoils_nothing():
         port = int(url.rpartition(":")[2])
         listener = (await nursery.start(trio.serve_tcp, relay, 0))[0]
         big = trio.CancelScope()
-        async with open_client(f"ws://127.0.0.1:{listener.socket.getsockname()[1]}") as client:
-            nursery.start_soon(request_big, client, big)
+        address = f"ws://127.0.0.1:{listener.socket.getsockname()[1]}"
+        async with open_client(address) as client, trio.open_nursery() as requests:
+            requests.start_soon(request_big, client, big)
             await stalled.wait()
             big.cancel()
             proceed.set()

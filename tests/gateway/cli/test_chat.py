@@ -24,7 +24,7 @@ MODEL = {"provider": "local", "id": "tiny", "tags": ["default", "demo"]}
 
 
 class ScriptedGateway:
-    """Echoes what it is told, but for the texts `fail`, `refuse`, `hang` (until aborted) and `whole` (no deltas)."""
+    """Echoes, but for the texts `fail`, `refuse`, `silent`, `hang` (until aborted) and `whole` (without deltas)."""
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, dict[str, Any]]] = []
@@ -90,6 +90,9 @@ class ScriptedGateway:
                         if text == "fail":
                             await event("chat", runId=run_id, state="error", errorMessage="no credit")
                             continue
+                        if text == "silent":
+                            await event("chat", runId=run_id, state="final")
+                            continue
                         if text != "whole":
                             await event("chat", runId=run_id, state="delta", deltaText="You said: ")
                         if text == "hang":
@@ -133,6 +136,12 @@ def test_a_pipe_is_the_message(run: Any, scripted: ScriptedGateway, monkeypatch:
 
 def test_an_answer_without_deltas_is_shown_at_its_end(run: Any, scripted: ScriptedGateway):
     assert run("chat", "whole").out == "You said: whole\n"
+
+
+def test_a_silent_run_says_so(run: Any, scripted: ScriptedGateway):
+    ran = run("chat", "silent")
+    assert (ran.code, ran.out) == (0, "\n")
+    assert "no reply" in ran.err
 
 
 def test_session_and_model_are_the_ones_asked_for(run: Any, scripted: ScriptedGateway):

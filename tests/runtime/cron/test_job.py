@@ -2,19 +2,11 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
-from triops.runtime.cron.job import (
-    AgentTurn,
-    Job,
-    config_revision,
-    delivery_preview,
-    due_at,
-    due_slots,
-    new_job,
-    read_view,
-    view,
-)
+from triops.runtime.cron.job import AgentTurn, Job, LogEntry, due_at, due_slots, new_job
 from triops.runtime.cron.schedule import iso
+from triops.runtime.cron.view import delivery_preview, read_view, view
 from triops.runtime.errors import Invalid
 
 NOW = 1795344245622
@@ -34,6 +26,10 @@ TURN: dict[str, Any] = {
 
 def job(params: dict[str, Any], *, caller: str | None = None, **more: Any) -> Job:
     return new_job({**params, **more}, job_id="j1", now_ms=NOW, caller=caller)
+
+
+def ran_at(ms: int) -> LogEntry:
+    return LogEntry(ts=ms, job_id="j1", status="ok", run_id="r", run_at_ms=ms, job_name="test")
 
 
 def refusal(params: dict[str, Any], **more: Any) -> str:
@@ -149,10 +145,13 @@ def test_a_stored_job_comes_back_as_it_was() -> None:
 
 def test_the_revision_follows_what_was_asked_for_only() -> None:
     made = job(STORY)
-    moved = msgspec.structs.replace(made, decided_ms=NOW + 5, updated_at_ms=NOW + 5, retry_ms=1)
-    assert config_revision(made) == config_revision(moved)
-    assert config_revision(made) != config_revision(msgspec.structs.replace(made, name="other"))
-    assert len(config_revision(made)) == len("sha256:KqTuvp6GNQrcjvRGzBI6TlFjTdL6_wInFrGqwvhnqRQ")
+
+    def revision(changed: Job) -> str:
+        return read_view(changed, NOW)["configRevision"]
+
+    assert revision(made) == revision(replace(made, decided_ms=NOW + 5, updated_at_ms=NOW + 5, retry_ms=1, errors=2))
+    assert revision(made) != revision(replace(made, name="other"))
+    assert len(revision(made)) == len("sha256:KqTuvp6GNQrcjvRGzBI6TlFjTdL6_wInFrGqwvhnqRQ")
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------
@@ -226,21 +225,14 @@ def test_a_disabled_job_is_never_due() -> None:
 def test_a_job_does_not_fire_twice_within_two_seconds() -> None:
     fast = job(STORY, schedule={"kind": "every", "everyMs": 1000})
     assert due_at(fast, NOW) == NOW + 1000
-    ran = msgspec.structs.replace(
-        fast, decided_ms=NOW + 1000, state=msgspec.structs.replace(fast.state, last_run_at_ms=NOW + 1500)
-    )
+    ran = replace(fast, decided_ms=NOW + 1000, last=ran_at(NOW + 1500))
     assert due_at(ran, NOW + 1500) == NOW + 3500
     assert due_slots(ran, NOW + 3500) == [NOW + 3000]
 
 
 def test_a_clock_that_went_back_a_year_does_not_silence_a_job() -> None:
     year = 365 * 86_400_000
-    ahead = msgspec.structs.replace(
-        job(STORY),
-        decided_ms=NOW + year,
-        retry_ms=NOW + year,
-        state=msgspec.structs.replace(job(STORY).state, last_run_at_ms=NOW + year),
-    )
+    ahead = replace(job(STORY), decided_ms=NOW + year, retry_ms=NOW + year, last=ran_at(NOW + year))
     due = due_at(ahead, NOW)
     assert due is not None
     assert due <= NOW + 3_600_000
@@ -248,6 +240,6 @@ def test_a_clock_that_went_back_a_year_does_not_silence_a_job() -> None:
 
 def test_a_zone_that_is_gone_makes_a_job_that_is_not_due() -> None:
     made = job(TURN)
-    gone = msgspec.structs.replace(made, schedule=msgspec.structs.replace(made.schedule, tz="Atlantis/Capital"))
+    gone = replace(made, schedule=replace(made.schedule, tz="Atlantis/Capital"))
     assert due_at(gone, NOW) is None
     assert "nextRunAtMs" not in read_view(gone, NOW)

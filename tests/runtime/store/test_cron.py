@@ -78,13 +78,13 @@ def test_skipping_never_touches_a_slot_that_ran(db: Db) -> None:
 
 def test_whether_a_job_runs_follows_from_its_open_claims(db: Db) -> None:
     cron.claim(db, job(), slot(5), ())
-    assert [known.state.running_at_ms for known in cron.load(db)] == [NOW + 5]
+    assert [known.running_at_ms for known in cron.load(db)] == [NOW + 5]
     running = cron.find(db, "a")
     assert running is not None
     cron.finish(db, running, slot(5), ended(running, slot(5), NOW + 9), ())
     idle = cron.find(db, "a")
     assert idle is not None
-    assert idle.state.running_at_ms is None
+    assert idle.running_at_ms is None
     assert cron.find(db, "b") is None
 
 
