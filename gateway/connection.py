@@ -226,13 +226,14 @@ class Connection:
                     await self._transport.send_all(b"".join(map(text_frame, frames)))
                 elif self._close is not None:
                     break
+                elif not self.outbox.overflowed:
+                    await self.outbox.wait()  # with no checkpoint since the look at all three: no ring is missed
                 if self.outbox.overflowed:
                     self._services.log.info(
                         "a client takes no more, its runs go on", conn=self.id, reason="slow consumer"
                     )
                     self._close = Close(1008, "slow consumer")
                     break
-                await self.outbox.wait()
             assert self._close is not None
             with trio.move_on_after(CLOSE_GRACE):
                 await self._ws.aclose(self._close.code, self._close.reason)

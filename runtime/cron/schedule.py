@@ -215,4 +215,4 @@ class _HostZone(tzinfo):
     def fromutc(self, dt: datetime) -> datetime:
         local = dt.replace(tzinfo=UTC).astimezone()
         first = local.replace(tzinfo=self, fold=0)
-        return first
+        return first if first.utcoffset() == local.utcoffset() else first.replace(fold=1)

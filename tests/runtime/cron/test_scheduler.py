@@ -1,4 +1,5 @@
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,13 +9,16 @@ from trio.testing import MockClock
 
 from triops.agents.messages import AssistantMessage, SystemMessage, Text, Usage, UserMessage
 from triops.runtime.boundaries import supervise
+from triops.runtime.bus import Bus
 from triops.runtime.config import CronConfig
 from triops.runtime.cron.schedule import iso
 from triops.runtime.cron.scheduler import INBOX_CAPACITY, JobsQuery, open_scheduler
 from triops.runtime.errors import Busy, Invalid, NotFound, Unavailable
+from triops.runtime.events import CronEvent
 from triops.runtime.logs import Log
 from triops.runtime.runs.state import RunState, Terminal
 from triops.runtime.store import cron as stored
+from triops.runtime.store.sqlite import open_store
 
 MINUTE = 60_000
 DAY = 86_400_000
@@ -471,6 +475,20 @@ async def test_slots_that_a_jump_skipped_run_when_the_clock_comes_back(world: Wo
         assert ran == [30, 1, 2]
 
 
+async def test_a_clock_that_went_back_while_the_process_was_down_does_not_silence(
+    world: World, autojump_clock: MockClock
+) -> None:
+    world.ahead_ms = 30 * DAY
+    async with world.life() as life:
+        await life.cron.add(STORY)
+        await trio.sleep(181)
+    world.ahead_ms = 0
+    async with world.life() as life:
+        await trio.sleep(181)
+        assert len(world.runs.submissions) == 2
+        assert (await life.cron.list(JobsQuery()))["jobs"][0]["nextRunAtMs"] <= EPOCH + 600_000
+
+
 @pytest.mark.slow
 async def test_five_years_of_a_daily_job_in_three_zones(world: World, autojump_clock: MockClock) -> None:
     days = 5 * 365
@@ -617,6 +635,26 @@ async def test_the_status_is_as_recorded(world: World, autojump_clock: MockClock
         }
         statistics = life.cron.statistics()
         assert (statistics.inbox, statistics.inbox_capacity) == (0, INBOX_CAPACITY)
+
+
+async def test_it_works_over_the_store_with_its_threads(world: World, tmp_path: Path) -> None:
+    ended = trio.Event()
+    bus = Bus(Log())
+    with bus.subscribe(
+        lambda event: ended.set() if isinstance(event, CronEvent) and "runId" in event.payload else None
+    ):
+        async with open_store(tmp_path / "real.sqlite") as store:
+            with open_scheduler(
+                store, bus, world.runs, config=CronConfig(), clock=world.clock, log=Log(), path=tmp_path
+            ) as cron:
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(cron.run)
+                    with trio.fail_after(10):
+                        await cron.add(once(EPOCH - 1000))
+                        await ended.wait()
+                        page = await cron.runs(stored.RunsQuery())
+                    nursery.cancel_scope.cancel()
+    assert [entry["status"] for entry in page["entries"]] == ["ok"]
 
 
 # -- faults ------------------------------------------------------------------------------------------------------------
