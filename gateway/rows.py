@@ -91,6 +91,4 @@ def model_row(runtime: Runtime, info: ModelInfo) -> dict[str, Any]:
         row["alias"] = alias
     if tags:
         row["tags"] = tags
-    if state is not None:
-        row["warmup"] = {"state": state.state} | ({"reason": state.reason} if state.reason else {})
     return row

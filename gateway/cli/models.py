@@ -51,4 +51,4 @@ def model_ref(model: dict[str, Any]) -> str:
 
 
 def _state(model: dict[str, Any]) -> str:
-    return model.get("warmup", {}).get("state") or ("available" if model.get("available", True) else "unavailable")
+    return "available" if model.get("available", True) else "unavailable"

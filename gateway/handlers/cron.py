@@ -47,7 +47,9 @@ class ListParams(JobsQuery, frozen=True, kw_only=True, rename="camel", forbid_un
 async def cron_add(call: Call, params: dict[str, Any]) -> Any:
     """Make a job. `sessionTarget: "current"` is the caller's session: `sessionKey`, or the main one."""
     caller = params.get("sessionKey")
-    key = intake.session_key(call, caller if isinstance(caller, str) and caller else "main")
+    event = isinstance(params.get("payload"), dict) and params["payload"].get("kind") == "systemEvent"
+    spelled = caller if isinstance(caller, str) and caller else "main" if event else None
+    key = None if spelled is None else intake.session_key(call, spelled)
     return await call.services.runtime.cron.add(params, caller=key)
 
 

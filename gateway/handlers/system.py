@@ -13,6 +13,7 @@ from triops.gateway.rows import session_defaults
 from triops.gateway.schema.chat import Str1, Uint
 from triops.gateway.scopes import ADMIN
 from triops.gateway.services import Services
+from triops.runtime.cron.heartbeat import ACK_MAX_CHARS, PROMPT
 from triops.runtime.store import sessions as stored
 from triops.runtime.store.sessions import SessionFilter
 
@@ -57,7 +58,8 @@ async def health_summary(services: Services) -> dict[str, Any]:
     runtime = services.runtime
     start = trio.current_time()
     recent, total = await _recent(services)
-    every_ms = round(runtime.config.agents.defaults.heartbeat.every * 1000)
+    heartbeat = runtime.config.agents.defaults.heartbeat
+    every_ms = round(heartbeat.every * 1000)
     sessions = {"path": str(runtime.paths.database), "count": total, "recent": recent}
     return {
         "ok": True,
@@ -73,13 +75,19 @@ async def health_summary(services: Services) -> dict[str, Any]:
                 "agentId": agent_id,
                 "name": profile.name,
                 "isDefault": agent_id == "main",
-                "heartbeat": {"enabled": every_ms > 0, "everyMs": every_ms, "target": "none"},
+                "heartbeat": {
+                    "enabled": every_ms > 0,
+                    "every": f"{every_ms // 1000}s",
+                    "everyMs": every_ms,
+                    "prompt": heartbeat.prompt or PROMPT,
+                    "target": "none",
+                    "ackMaxChars": ACK_MAX_CHARS,
+                },
                 "sessions": sessions,
             }
             for agent_id, profile in runtime.agents.items()
         ],
         "sessions": sessions,
-        "modelRuntime": {"providers": msgspec.to_builtins(runtime.catalog.states())},
     }
 
 
