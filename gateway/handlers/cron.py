@@ -5,7 +5,6 @@ from typing import Any, Literal
 import msgspec
 
 from triops.gateway.errors import WireError
-from triops.gateway.handlers import intake
 from triops.gateway.methods import Call, NoParams, method
 from triops.gateway.schema.chat import Str1
 from triops.runtime.cron.scheduler import JobsQuery
@@ -45,12 +44,8 @@ class ListParams(JobsQuery, frozen=True, kw_only=True, rename="camel", forbid_un
 
 @method("cron.add", scope="operator.admin", control_plane=True)
 async def cron_add(call: Call, params: dict[str, Any]) -> Any:
-    """Make a job. `sessionTarget: "current"` is the caller's session: `sessionKey`, or the main one."""
-    caller = params.get("sessionKey")
-    event = isinstance(params.get("payload"), dict) and params["payload"].get("kind") == "systemEvent"
-    spelled = caller if isinstance(caller, str) and caller else "main" if event else None
-    key = None if spelled is None else intake.session_key(call, spelled)
-    return await call.services.runtime.cron.add(params, caller=key)
+    """Make a job. `sessionTarget: "current"` is the session of `sessionKey`; for a `systemEvent` else the main one."""
+    return await call.services.runtime.cron.add(params)
 
 
 @method("cron.list", scope="operator.read")
