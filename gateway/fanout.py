@@ -81,7 +81,7 @@ class Fanout:
         self._bus = bus
         self._audience: dict[str, Audience] = {}
         self._streams: dict[str, _Stream] = {}
-        self._late: set[str] = set()
+        self._late: dict[str, None] = {}
         """Runs with text that waits for its pace."""
         self._wake = trio.Event()
 
@@ -133,7 +133,8 @@ class Fanout:
                     run, "agent", wire.agent_event(run, seq, ts, "thinking", {"text": delta, "delta": delta})
                 )
             case RunUsage(run, seq, ts, output_tokens):
-                self._run_event(run, "agent", wire.agent_event(run, seq, ts, "usage", {"outputTokens": output_tokens}))
+                usage = wire.agent_event(run, seq, ts, "usage", {"outputTokens": output_tokens})
+                self._run_event(run, "agent", usage, urgent=False)  # a tool's start or the end follows
             case RunTool():
                 self._tool(event)
             case RunEnded():
@@ -169,7 +170,7 @@ class Fanout:
         if trio.current_time() >= stream.due:
             self._flush(stream)
         elif event.run.run_id not in self._late:
-            self._late.add(event.run.run_id)
+            self._late[event.run.run_id] = None
             self._wake.set()
 
     def _catch_up(self, run: RunInfo) -> None:
@@ -181,7 +182,7 @@ class Fanout:
     def _flush(self, stream: _Stream) -> None:
         """Send what waits of a run's text."""
         run = stream.run
-        self._late.discard(run.run_id)
+        self._late.pop(run.run_id, None)
         if not stream.pending:
             return
         new = "".join(stream.pending)
@@ -201,14 +202,14 @@ class Fanout:
         payload = msgspec.structs.replace(delta.payload, session_key=run.spelled_key)
         return Delta(delta.name, payload, encode_event(delta.name, payload))
 
-    def _run_event(self, run: RunInfo, name: str, payload: AgentEvent | ChatEvent) -> None:
+    def _run_event(self, run: RunInfo, name: str, payload: AgentEvent | ChatEvent, *, urgent: bool = True) -> None:
         self._catch_up(run)
         event = encode_event(name, payload)
         for connection in self._listeners(run):
             mine = event
             if connection.id == run.origin and run.spelled_key != run.session_key:
                 mine = encode_event(name, msgspec.structs.replace(payload, session_key=run.spelled_key))
-            connection.outbox.put_event(mine, run_id=run.run_id)
+            connection.outbox.put_event(mine, run_id=run.run_id, urgent=urgent)
 
     def _ended(self, event: RunEnded) -> None:
         run, terminal = event.run, event.terminal

@@ -58,12 +58,15 @@ class Outbox:
         """A response, or another frame without a sequence number."""
         self._append(frame, len(frame))
 
-    def put_event(self, event: EncodedEvent, *, run_id: str | None = None) -> None:
-        """An event; one that belongs to a run ends the merging of the deltas before it."""
+    def put_event(self, event: EncodedEvent, *, run_id: str | None = None, urgent: bool = True) -> None:
+        """An event; one that belongs to a run ends the merging of the deltas before it.
+
+        One that is not urgent goes out with the next that is, which must be sure to come.
+        """
         if run_id is not None and self._waiting:
             self._waiting.pop(("agent", run_id), None)
             self._waiting.pop(("chat", run_id), None)
-        self._append(event, len(event.prefix))
+        self._append(event, len(event.prefix), ring=urgent)
 
     def put_delta(self, delta: Delta) -> None:
         """Text of a run; joins the delta of that run that is still waiting, if there is one."""
@@ -80,14 +83,15 @@ class Outbox:
         self._waiting[delta.key] = self._taken + len(self._queue)
         self._append(delta, len(delta.encoded.prefix))
 
-    def _append(self, item: bytes | EncodedEvent | Delta, size: int) -> None:
+    def _append(self, item: bytes | EncodedEvent | Delta, size: int, *, ring: bool = True) -> None:
         if self.overflowed:
             return  # given up: until its writer has noticed, which a full socket delays, nothing more piles up
         self._queue.append(item)
         self._bytes += size
         if len(self._queue) > MAX_FRAMES or self._bytes > MAX_BYTES:
             self.overflowed = True
-        self.ring()
+        if ring or self.overflowed:
+            self.ring()
 
     def ring(self) -> None:
         """Wake the writer, if it waits."""
@@ -97,6 +101,8 @@ class Outbox:
         """Until something waits, or somebody rings."""
         if not self._queue and not self.overflowed:
             await self._bell.park()
+            # One step more: what is told in the same breath (ack, start, model) goes out in one write.
+            await trio.lowlevel.checkpoint()
 
     def take(self) -> list[bytes]:
         """The next frames, together about `BATCH_BYTES`; sync."""

@@ -4,11 +4,11 @@ A connection is `NEW` until its challenge is out, waits in `CONNECT` for the one
 `DECIDING` for the shell's answer to `Authenticate`; frames that come meanwhile are kept. Then it is `READY`, where each
 request is dispatched, until it is `CLOSING`, where nothing counts any more. Every way out of the first three states is
 a close with a code; a refusal is always sent before the close. `_NEXT` is the whole machine: what it does not list is
-a fault of ours.
+a fault of ours. What a frame means in each state stands in the two tables at the end of the class.
 """
 
 from collections.abc import Callable
-from enum import Enum
+from enum import Enum, auto
 from typing import Any, ClassVar
 
 import msgspec
@@ -73,22 +73,21 @@ Action = Send | Close | Authenticate | Dispatch
 class State(Enum):
     """Where a connection stands; the module says what each means."""
 
-    NEW = "new"
-    CONNECT = "connect"
-    DECIDING = "deciding"
-    READY = "ready"
-    CLOSING = "closing"
+    NEW = auto()
+    CONNECT = auto()
+    DECIDING = auto()
+    READY = auto()
+    CLOSING = auto()
 
 
 class Input(Enum):
-    """What can happen to it."""
+    """What moves it on."""
 
-    OPENED = "opened"
-    CONNECTED = "connected"
-    FRAME = "frame"
-    ADMITTED = "admitted"
-    TIMED_OUT = "timed out"
-    ENDED = "ended"
+    OPENED = auto()
+    CONNECTED = auto()
+    ADMITTED = auto()
+    TIMED_OUT = auto()
+    ENDED = auto()
 
 
 _NEXT: dict[tuple[State, Input], State] = {
@@ -96,14 +95,11 @@ _NEXT: dict[tuple[State, Input], State] = {
     (State.CONNECT, Input.CONNECTED): State.DECIDING,
     (State.CONNECT, Input.TIMED_OUT): State.CLOSING,
     (State.CONNECT, Input.ENDED): State.CLOSING,
-    (State.DECIDING, Input.FRAME): State.DECIDING,
     (State.DECIDING, Input.ADMITTED): State.READY,
     (State.DECIDING, Input.TIMED_OUT): State.CLOSING,
     (State.DECIDING, Input.ENDED): State.CLOSING,
-    (State.READY, Input.FRAME): State.READY,
     (State.READY, Input.TIMED_OUT): State.READY,
     (State.READY, Input.ENDED): State.CLOSING,
-    (State.CLOSING, Input.FRAME): State.CLOSING,
     (State.CLOSING, Input.ADMITTED): State.CLOSING,
     (State.CLOSING, Input.TIMED_OUT): State.CLOSING,
     (State.CLOSING, Input.ENDED): State.CLOSING,
@@ -136,10 +132,7 @@ class GatewaySession:
     def timed_out(self) -> list[Action]:
         """The handshake took longer than `HANDSHAKE_SECONDS`."""
         was = self.state
-        if self._step(Input.TIMED_OUT) is was:
-            return []
-        self._pending.clear()
-        return [Close(NORMAL, "handshake timeout")]
+        return [] if self._step(Input.TIMED_OUT) is was else [Close(NORMAL, "handshake timeout")]
 
     def admitted(self, hello: HelloOk) -> list[Action]:
         """The connect was let in: greet, then take up the frames that came early."""
@@ -184,7 +177,6 @@ class GatewaySession:
         return [Authenticate(params)]
 
     def _early(self, text: str) -> list[Action]:
-        self._step(Input.FRAME)
         if _too_big(text):
             return self._close(TOO_BIG, "preauth payload too large")
         if len(self._pending) == MAX_PENDING_FRAMES:
@@ -193,7 +185,6 @@ class GatewaySession:
         return []
 
     def _call(self, text: str) -> list[Action]:
-        self._step(Input.FRAME)
         try:
             request = decode_request(text)
         except MalformedFrame as error:
@@ -208,11 +199,9 @@ class GatewaySession:
         return self._close(NORMAL, "binary frame")
 
     def _binary_call(self) -> list[Action]:
-        self._step(Input.FRAME)
         return [_invalid(NO_ID, "invalid request frame: must be object")]
 
     def _ignore(self, *_: Any) -> list[Action]:
-        self._step(Input.FRAME)
         return []
 
     def _refuse(self, id: str, error: WireError, code: int = POLICY, reason: str | None = None) -> list[Action]:
@@ -222,7 +211,6 @@ class GatewaySession:
 
     def _close(self, code: int, reason: str) -> list[Action]:
         was, _ = self.state, self._step(Input.ENDED)
-        self._pending.clear()
         return [] if was is State.CLOSING else [Close(code, close_reason(reason))]
 
     def _step(self, event: Input) -> State:

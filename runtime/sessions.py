@@ -63,18 +63,21 @@ def canonical_key(text: str, *, agent_id: str | None = None) -> str:
     """
     if len(text) > MAX_KEY:
         raise Invalid(f"session key has {len(text)} characters; at most {MAX_KEY} are allowed")
+    wanted = agent_id.strip().lower() if agent_id is not None else None
     key = text.strip().lower()
     if not key:
         raise Invalid("session key is empty")
     if _CONTROL.search(key):
         raise Invalid("session key holds control characters")
     if not key.startswith("agent:"):
-        return f"agent:{agent_id or DEFAULT_AGENT}:{key}"
+        key = f"agent:{wanted or DEFAULT_AGENT}:{key}"
     owner, _, rest = key.removeprefix("agent:").partition(":")
     if not _AGENT_ID.fullmatch(owner) or not rest:
         raise Invalid(f"session key {text!r} is not agent:<agentId>:<name>")
-    if agent_id is not None and owner != agent_id:
+    if wanted and owner != wanted:
         raise Invalid(f"session key {text!r} belongs to agent {owner!r}, but agentId says {agent_id!r}")
+    if len(key) > MAX_KEY:  # with its agent: what is handed out must be taken back
+        raise Invalid(f"session key has {len(key)} characters; at most {MAX_KEY} are allowed")
     return key
 
 

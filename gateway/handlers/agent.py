@@ -42,28 +42,29 @@ async def agent(call: Call, params: Agent) -> Any:
         return await intake.start_chat(call, wanted)
 
     def acknowledge(accepted: Accepted) -> None:
-        if accepted.replay:
-            if accepted.terminal is None:
-                call.respond({"runId": accepted.run_id, "status": "in_flight"})
-            return
-        call.respond(
-            {
-                "runId": accepted.run_id,
-                "sessionKey": accepted.session_key,
-                "agentId": accepted.agent_id,
-                "status": "accepted",
-                "acceptedAt": accepted.accepted_at,
-            }
-        )
+        if accepted.terminal is None or call.subscriber is None:
+            call.respond(_ack(accepted))
 
-    accepted = await runtime.runs.submit(wanted, acknowledge=None if call.subscriber is None else acknowledge)
+    accepted = await runtime.runs.submit(wanted, acknowledge=acknowledge)
     if call.subscriber is None:  # plain HTTP has one answer: the ack
-        acknowledge_only = {"runId": accepted.run_id, "sessionKey": accepted.session_key, "agentId": accepted.agent_id}
-        return acknowledge_only | {"status": "accepted", "acceptedAt": accepted.accepted_at}
+        return ANSWERED
     call.park()
     terminal = accepted.terminal or await runtime.runs.wait(accepted.run_id)
     call.respond(_result(wanted, accepted, terminal))
     return ANSWERED
+
+
+def _ack(accepted: Accepted) -> Any:
+    """The first answer."""
+    if accepted.replay:
+        return intake.ack(accepted)
+    return {
+        "runId": accepted.run_id,
+        "sessionKey": accepted.session_key,
+        "agentId": accepted.agent_id,
+        "status": "accepted",
+        "acceptedAt": accepted.accepted_at,
+    }
 
 
 def _result(wanted: Submission, accepted: Accepted, terminal: Terminal) -> Any:

@@ -89,7 +89,7 @@ class Routes:
                 return await self._rpc(caller, "last-heartbeat", b"")
             case "POST", ["heartbeat"]:
                 return await self._beat(caller)
-            case _, ["rpc", _]:
+            case _, ["rpc", _] | ["sessions", _, "ping"]:
                 return _not_allowed("POST")
             case _, ["status" | "sessions"] | ["sessions", _]:
                 return _not_allowed("GET")

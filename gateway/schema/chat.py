@@ -11,7 +11,7 @@ from triops.runtime.runs.state import QueueMode
 
 Str1 = Annotated[str, msgspec.Meta(min_length=1)]
 Key = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
-Uint = Annotated[int, msgspec.Meta(ge=0)]
+Uint = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
 
 
 class Attachment(msgspec.Struct, frozen=True, rename="camel"):

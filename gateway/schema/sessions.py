@@ -12,7 +12,7 @@ Label = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
 class SessionsList(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True, kw_only=True):
     limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
     offset: Uint = 0
-    active_minutes: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    active_minutes: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] | None = None
     label: Label | None = None
     search: str | None = None
     agent_id: Str1 | None = None

@@ -14,7 +14,7 @@ from triops.runtime.bus import Bus
 from triops.runtime.clock import Clock
 from triops.runtime.events import RunEnded, RunInfo, RunStarted
 from triops.runtime.logs import Log
-from triops.runtime.runs.state import RunChange, RunState, Submission, Terminal, next_state
+from triops.runtime.runs.state import RunChange, RunState, Submission, Terminal, merged_terminal, next_state
 from triops.runtime.sessions import Session, agent_of
 
 _CHANGE: dict[RunState, RunChange] = {
@@ -23,6 +23,21 @@ _CHANGE: dict[RunState, RunChange] = {
     RunState.ABORTED: RunChange.ABORT,
     RunState.MERGED: RunChange.MERGE,
 }
+
+
+def info_of(submission: Submission, session: Session) -> RunInfo:
+    """What every event of a run carries."""
+    return RunInfo(
+        run_id=submission.run_id,
+        session_key=session.key,
+        spelled_key=submission.spelled_key or session.key,
+        session_id=session.session_id,
+        agent_id=agent_of(session.key),
+        source=submission.source,
+        origin=submission.origin,
+        tool_events=submission.tool_events,
+        spawned_by=session.spawned_by,
+    )
 
 
 class Run:
@@ -52,22 +67,12 @@ class Run:
         self.session = session
         self.accepted_at = accepted_at
         self.state = RunState.QUEUED
-        self.info = RunInfo(
-            run_id=submission.run_id,
-            session_key=session.key,
-            spelled_key=submission.spelled_key or session.key,
-            session_id=session.session_id,
-            agent_id=agent_of(session.key),
-            source=submission.source,
-            origin=submission.origin,
-            tool_events=submission.tool_events,
-            spawned_by=session.spawned_by,
-        )
+        self.info = info_of(submission, session)
         self.seq = 0
         """Events of this run so far."""
         self.message_seq: int | None = None
         self.history: tuple[str, ...] | None = None
-        """Stored JSON of what came before, once the run has its place; the turn takes it away."""
+        """Stored JSON of what came before, once the run has its place."""
         self.scope = trio.CancelScope()
         self.stop_reason: str | None = None
         """Why it was told to stop, if it was."""
@@ -104,19 +109,19 @@ class Run:
         return self.seq
 
     def stop(self, reason: str) -> bool:
-        """Tell the run to stop; returns at once, and False if it was told before or is over.
+        """Tell the run to stop; returns at once, and False if it was told before, is over or is part of another.
 
         A running one ends `aborted` when its tools' children are gone.
         """
-        if self.stop_reason is not None or self.terminal is not None:
+        if self.stop_reason is not None or self.terminal is not None or self.state is RunState.MERGED:
             return False
         self.stop_reason = reason
         self.scope.cancel(reason=reason)
         return True
 
     def aborted(self, now: int) -> Terminal:
-        """How this run ends when it is stopped now: with what of its reply arrived."""
-        reason = self.stop_reason or "shutdown"
+        """How this run ends when it is stopped now, or cut off: with what of its reply arrived."""
+        reason = self.stop_reason or "restart"
         message = AssistantMessage((Text(self.text),), now, stop_reason="aborted") if self.text else None
         return Terminal(
             state=RunState.ABORTED,
@@ -166,7 +171,8 @@ class Registry:
 
         Entering and leaving have no checkpoint, so that the block is always entered and its end cannot be cancelled.
         Inside, `run.terminal` is set once the end is on disk; a block that is left without it ends the run as an
-        error (our own fault) or, when the process stops, as aborted. Swallows `Exception`, never `Cancelled`.
+        error (our own fault) or, when it is cancelled, as the next start will: aborted. Swallows `Exception`, never
+        `Cancelled`.
         """
         run.state = next_state(run.state, RunChange.START)
         run.started_at = now = self._clock()
@@ -198,6 +204,7 @@ class Registry:
         self._end(run, terminal)
 
     def _end(self, run: Run, terminal: Terminal) -> None:
+        assert self._runs.get(run.id) is run, f"run {run.id} ends twice"
         if run.state is not RunState.MERGED:
             run.state = next_state(run.state, _CHANGE[terminal.state])
         run.terminal = terminal
@@ -206,16 +213,7 @@ class Registry:
         self._bus.publish(RunEnded(run.info, run.next_seq(), terminal.ended_at, terminal))
         run.ended.set()
         for other in run.merged:
-            self._end(
-                other,
-                Terminal(
-                    state=RunState.MERGED,
-                    stop_reason=terminal.stop_reason,
-                    started_at=terminal.started_at,
-                    ended_at=terminal.ended_at,
-                    merged_into=run.id,
-                ),
-            )
+            self._end(other, merged_terminal(terminal, run.id))
 
     def statistics(self) -> RegistryStatistics:
         running = sum(run.state is RunState.RUNNING for run in self._runs.values())

@@ -112,6 +112,17 @@ class Terminal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     model: str = ""
 
 
+def merged_terminal(taker: Terminal, taker_id: str) -> Terminal:
+    """How a run ends that `taker` took in: a final without a message of its own."""
+    return Terminal(
+        state=RunState.MERGED,
+        stop_reason=taker.stop_reason,
+        started_at=taker.started_at,
+        ended_at=taker.ended_at,
+        merged_into=taker_id,
+    )
+
+
 encode_terminal = msgspec.json.Encoder().encode
 decode_terminal = msgspec.json.Decoder(Terminal).decode
 

@@ -31,7 +31,7 @@ class RunsQuery(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbi
     query: str = ""
     sort_dir: Literal["asc", "desc"] = "desc"
     limit: Annotated[int, msgspec.Meta(ge=1, le=200)] = 50
-    offset: Annotated[int, msgspec.Meta(ge=0)] = 0
+    offset: Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)] = 0
 
 
 _JOBS = (

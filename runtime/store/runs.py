@@ -15,6 +15,7 @@ from triops.runtime.runs.state import (
     decode_terminal,
     encode_input,
     encode_terminal,
+    merged_terminal,
 )
 from triops.runtime.sessions import CreatedVia, Session, SessionStatus
 from triops.runtime.store import sessions
@@ -200,17 +201,6 @@ def find(db: Db, run_id: str) -> Stored | None:
         state=RunState(state),
         accepted_at=accepted_at,
         terminal=decoded,
-    )
-
-
-def merged_terminal(taker: Terminal, taker_id: str) -> Terminal:
-    """The terminal of a run that `taker` took in: a final without a message of its own."""
-    return Terminal(
-        state=RunState.MERGED,
-        stop_reason=taker.stop_reason,
-        started_at=taker.started_at,
-        ended_at=taker.ended_at,
-        merged_into=taker_id,
     )
 
 

@@ -47,7 +47,7 @@ class ListArgs(msgspec.Struct, frozen=True, rename="camel"):
     limit: Annotated[int, msgspec.Meta(ge=1, le=200)] = 100
     search: str | None = None
     label: str | None = None
-    active_minutes: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    active_minutes: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] | None = None
 
 
 class HistoryArgs(msgspec.Struct, frozen=True, rename="camel"):

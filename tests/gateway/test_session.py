@@ -62,13 +62,14 @@ def closing() -> GatewaySession:
     return session
 
 
-def refusal(actions: list[Action]) -> tuple[str, str, int, str]:
+def refusal(actions: list[Action], *, code: str = "INVALID_REQUEST") -> tuple[str, str, int, str]:
     """Id and message of the error, code and reason of the close; the actions must be just these two."""
     send, close = actions
     assert isinstance(send, Send)
     assert isinstance(close, Close)
     frame = json.loads(send.frame)
     assert not frame["ok"]
+    assert frame["error"]["code"] == code
     return frame["id"], frame["error"]["message"], close.code, close.reason
 
 
@@ -92,8 +93,8 @@ def test_a_connect_is_to_be_decided_on() -> None:
 
 def test_a_refused_connect_is_told_and_closed() -> None:
     error = WireError("NOT_PAIRED", "pairing required")
-    assert refusal(deciding().refused(error)) == ("c1", "pairing required", 1008, "pairing required")
-    assert refusal(deciding().refused(error, reason="with more"))[3] == "with more"
+    assert refusal(deciding().refused(error), code="NOT_PAIRED") == ("c1", "pairing required", 1008, "pairing required")
+    assert refusal(deciding().refused(error, reason="with more"), code="NOT_PAIRED")[3] == "with more"
 
 
 @pytest.mark.parametrize(
@@ -180,6 +181,37 @@ def test_a_protocol_that_both_know_is_needed(low: int, high: int, mode: str, spo
 def test_other_roles_are_refused_before_anything_is_asked_of_them(about: dict[str, Any], message: str | None) -> None:
     message = message or "role not supported: this gateway takes no nodes"
     assert refusal(opened().text_frame(connect(**about))) == ("c1", message, 1008, message)
+
+
+def test_a_node_can_tell_why_it_was_refused() -> None:
+    send = opened().text_frame(connect(role="node"))[0]
+    assert isinstance(send, Send)
+    assert json.loads(send.frame)["error"]["details"] == {"code": "ROLE_NOT_SUPPORTED", "role": "node"}
+
+
+def test_only_the_first_request_connects() -> None:
+    for text in (request("connect", "9"), connect().replace("c1", "9")):
+        (answer,) = ready().text_frame(text)
+        assert isinstance(answer, Send)
+        assert json.loads(answer.frame) == {
+            "type": "res",
+            "id": "9",
+            "ok": False,
+            "error": {"code": "INVALID_REQUEST", "message": "connect is only valid as the first request"},
+        }
+
+
+def test_a_wrong_frame_is_answered_and_the_socket_stays_open() -> None:
+    session = ready()
+    for text, id, message in (
+        ("{nope", "invalid", "invalid request frame: malformed JSON"),
+        ('{"type":"req","id":7,"method":"m"}', 7, "invalid request frame: at /id: must be string"),
+    ):
+        (answer,) = session.text_frame(text)
+        assert isinstance(answer, Send)
+        frame = json.loads(answer.frame)
+        assert (frame["id"], frame["error"]) == (id, {"code": "INVALID_REQUEST", "message": message})
+    assert session.state is State.READY
 
 
 def test_a_role_that_is_not_said_is_the_operators() -> None:
@@ -278,6 +310,7 @@ def test_reasons_fit_a_close_frame() -> None:
     assert close_reason("short") == "short"
     assert close_reason("x" * 200) == "x" * 120
     assert close_reason("x" + "€" * 100) == "x" + "€" * 39
+    assert close_reason("a\ud800") == "a?"
 
 
 frames = st.one_of(

@@ -200,19 +200,21 @@ class Client:
         ]
 
 
-async def read_answer(stream: trio.abc.ReceiveStream, *, head_only: bool = False) -> HttpAnswer:
+async def read_answer(stream: trio.abc.ReceiveStream, *, head_only: bool = False, limit: float = LIMIT) -> HttpAnswer:
     """One HTTP answer; its body decoded if it is JSON."""
     connection = h11.Connection(h11.CLIENT)
     connection.send(h11.Request(method="HEAD" if head_only else "GET", target="/", headers=[("Host", "x")]))
     connection.send(h11.EndOfMessage())
-    return await next_answer(stream, connection)
+    return await next_answer(stream, connection, limit=limit)
 
 
-async def next_answer(stream: trio.abc.ReceiveStream, connection: h11.Connection) -> HttpAnswer:
+async def next_answer(
+    stream: trio.abc.ReceiveStream, connection: h11.Connection, *, limit: float = LIMIT
+) -> HttpAnswer:
     """The next answer on a connection whose request h11 knows."""
     head: h11.Response | None = None
     body = b""
-    with trio.fail_after(LIMIT):
+    with trio.fail_after(limit):
         while True:
             event = connection.next_event()
             if event is h11.NEED_DATA:
