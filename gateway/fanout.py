@@ -239,6 +239,9 @@ class Fanout:
                 connection.outbox.put_event(encode_event("session.tool", payload), run_id=run.run_id)
 
     def _message(self, event: SessionMessage) -> None:
+        subscribers = self._subscribers(event.session_key)
+        if not subscribers:
+            return
         payload: dict[str, Any] = {
             "sessionKey": event.session_key,
             "agentId": event.agent_id,
@@ -248,14 +251,17 @@ class Fanout:
         }
         if event.run_id is not None:
             payload["runId"] = event.run_id
-        self._send(encode_event("session.message", payload), self._subscribers(event.session_key))
+        self._send(encode_event("session.message", payload), subscribers)
 
     def _changed(self, event: SessionChanged) -> None:
+        subscribers = self._subscribers(event.session_key)
+        if not subscribers:
+            return
         payload: dict[str, Any] = {"sessionKey": event.session_key, "agentId": event.agent_id, "ts": event.ts}
         for key, value in (("reason", event.reason), ("phase", event.phase), ("runId", event.run_id)):
             if value is not None:
                 payload[key] = value
-        self._send(encode_event("sessions.changed", payload), self._subscribers(event.session_key))
+        self._send(encode_event("sessions.changed", payload), subscribers)
 
     # -- who hears -------------------------------------------------------------------------------------------------
 
@@ -265,9 +271,9 @@ class Fanout:
     def _listeners(self, run: RunInfo) -> Iterator[Audience]:
         return (c for c in self._audience.values() if c.reads and (not c.scoped or run.session_key in c.session_keys))
 
-    def _subscribers(self, session_key: str) -> Iterator[Audience]:
-        return (c for c in self._audience.values() if c.reads and (c.all_sessions or session_key in c.session_keys))
+    def _subscribers(self, session_key: str) -> list[Audience]:
+        return [c for c in self._audience.values() if c.reads and (c.all_sessions or session_key in c.session_keys)]
 
-    def _send(self, event: EncodedEvent, audience: Iterator[Audience]) -> None:
+    def _send(self, event: EncodedEvent, audience: Iterable[Audience]) -> None:
         for connection in audience:
             connection.outbox.put_event(event)

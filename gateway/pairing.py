@@ -158,8 +158,7 @@ def decide(facts: Facts) -> Admit | Refuse:
 
 def _without_device(facts: Facts) -> Admit | Refuse:
     client, method = facts.params.client, facts.shared.method
-    backend = _backend(facts, method)
-    if not backend and _is_control_ui(client):
+    if _is_control_ui(client):
         message = "control ui requires device identity (use HTTPS or localhost secure context)"
         details = {"code": "CONTROL_UI_DEVICE_IDENTITY_REQUIRED"}
         return _refuse(WireError("INVALID_REQUEST", message, details=details))
@@ -169,7 +168,7 @@ def _without_device(facts: Facts) -> Admit | Refuse:
         details = {"code": "DEVICE_IDENTITY_REQUIRED"}
         return _refuse(WireError("NOT_PAIRED", "device identity required", details=details))
     cli = client.id == "cli" and client.mode == "cli" and facts.locality == "direct_local" and not facts.has_origin
-    keeps = backend or cli or method == "none"
+    keeps = cli or method == "none" or _backend(facts, method)
     return Admit(method=method, role="operator", scopes=operator_scopes(facts.params.scopes) if keeps else ())
 
 
@@ -209,8 +208,7 @@ def _by_device_token(facts: Facts, device: PairedDevice | None) -> tuple[str, ..
 
 def _live_token(facts: Facts, device: PairedDevice | None) -> DeviceToken | None:
     """The device's token if it still opens anything: not revoked, within what is approved, of the present secret."""
-    token = device and device.token_for("operator")
-    if device is None or token is None or token.revoked_at_ms is not None:
+    if device is None or (token := device.token_for("operator")) is None or token.revoked_at_ms is not None:
         return None
     bound = token.issuer is not None and token.issuer != facts.secret_generation
     return token if covers(device.scopes, token.scopes) and not bound else None
@@ -219,14 +217,20 @@ def _live_token(facts: Facts, device: PairedDevice | None) -> DeviceToken | None
 def _paired(
     facts: Facts, device: PairedDevice | None, method: AuthMethod, requested: tuple[str, ...]
 ) -> Admit | Refuse:
-    for reason in _reasons(facts.params.client, device, requested):
+    reasons = _reasons(facts.params.client, device, requested)
+    for reason in reasons:
         if not _silently(facts, reason, method):
             return _held(facts, device, reason, requested)
-    approved = _approve(facts, device, requested)
-    token = _token(facts, approved, method, requested)
-    others = tuple(other for other in approved.tokens if other.role != "operator")
-    approved = msgspec.structs.replace(approved, tokens=(*others, token))
-    return Admit(method=method, role="operator", scopes=requested, device=approved, token=token)
+    if device is None or reasons:
+        device = _approved(facts, device, requested)
+    token = _token(facts, device, method, requested)
+    device = msgspec.structs.replace(
+        device,
+        tokens=(*(other for other in device.tokens if other.role != "operator"), token),
+        remote_ip=facts.address,
+        last_seen_at_ms=facts.now_ms,
+    )
+    return Admit(method=method, role="operator", scopes=requested, device=device, token=token)
 
 
 def _reasons(client: ClientInfo, device: PairedDevice | None, requested: tuple[str, ...]) -> list[Reason]:
@@ -250,18 +254,16 @@ def _silently(facts: Facts, reason: Reason, method: AuthMethod) -> bool:
     if facts.locality != "direct_local" or (facts.has_origin and not _is_web(client)):
         return False
     if reason == "metadata-upgrade":
-        page = facts.has_origin or _is_web(client) or _is_control_ui(client)
         native = client.id in _NATIVE_APPS and client.mode == "ui"
-        return not page and (native or method != "device-token")
-    return facts.auto_approve_local and (reason != "scope-upgrade" or method != "device-token")
+        return not _is_web(client) and not _is_control_ui(client) and (native or method != "device-token")
+    # Not by a device token: who has only that was refused whatever goes beyond it.
+    return facts.auto_approve_local
 
 
-def _approve(facts: Facts, device: PairedDevice | None, requested: tuple[str, ...]) -> PairedDevice:
-    """The record that lets this connect in: the stored one, grown by what was just approved silently."""
+def _approved(facts: Facts, device: PairedDevice | None, requested: tuple[str, ...]) -> PairedDevice:
+    """The record grown by what was just approved silently."""
     client, proof = facts.params.client, facts.params.device
     assert proof is not None and facts.public_key is not None
-    if device is not None and not _reasons(client, device, requested):
-        return msgspec.structs.replace(device, last_seen_at_ms=facts.now_ms, remote_ip=facts.address)
     return PairedDevice(
         device_id=proof.id,
         public_key=facts.public_key,
@@ -273,11 +275,9 @@ def _approve(facts: Facts, device: PairedDevice | None, requested: tuple[str, ..
         roles=_union(device.roles if device else (), ("operator",)),
         scopes=_union(device.scopes if device else (), requested),
         tokens=device.tokens if device else (),
-        remote_ip=facts.address,
         approved_via="silent",
         created_at_ms=device.created_at_ms if device else facts.now_ms,
         approved_at_ms=facts.now_ms,
-        last_seen_at_ms=facts.now_ms,
     )
 
 
@@ -342,9 +342,9 @@ def _pending(facts: Facts, device: PairedDevice | None, requested: tuple[str, ..
     """The device's live request if it covers this one, refreshed; else a new one in its place."""
     client, proof, live = facts.params.client, facts.params.device, facts.pending
     assert proof is not None and facts.public_key is not None
-    fresh = live is not None and facts.now_ms < live.ts + PENDING_TTL_MS
-    if live is not None and fresh and live.public_key == facts.public_key and covers(live.scopes, requested):
-        return msgspec.structs.replace(live, ts=facts.now_ms)
+    if live is not None and live.public_key == facts.public_key and covers(live.scopes, requested):
+        if facts.now_ms < live.ts + PENDING_TTL_MS:
+            return msgspec.structs.replace(live, ts=facts.now_ms)
     return PendingPairing(
         request_id=facts.new_request_id,
         device_id=proof.id,

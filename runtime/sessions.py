@@ -13,6 +13,8 @@ from triops.runtime.errors import Invalid
 MAX_KEY = 512
 DEFAULT_AGENT = "main"
 MAIN_KEY = "agent:main:main"
+MAX_SPAWN_DEPTH = 5
+"""Sub-agents of sub-agents, at most."""
 
 CreatedVia = Literal["operator", "spawn", "cron", "run", "internal"]
 SessionStatus = Literal["queued", "running", "done", "failed", "killed", "timeout"]

@@ -1,7 +1,7 @@
 """Lanes: one queue a session, worked off one run at a time, under limits that all sessions share.
 
 A lane exists while it has something to do. Its queue is the only order there is: what steers a running turn is taken
-from its head, what does not stays and gets a turn of its own. No IO here; the supervisor moves the runs.
+from its head, what does not stays and gets a turn of its own. No IO here; supervisor and worker move the runs.
 """
 
 from collections import deque
@@ -11,7 +11,10 @@ import trio
 
 from triops.agents.messages import UserMessage
 from triops.runtime.runs.registry import Run
-from triops.runtime.runs.state import Source
+from triops.runtime.runs.state import QueueMode, Submission
+from triops.runtime.sessions import MAX_SPAWN_DEPTH
+
+SERVICE_SLOTS = 8  # runs at once of each class that nobody at a keyboard waits for
 
 
 class LaneStatistics(msgspec.Struct, frozen=True):
@@ -22,9 +25,12 @@ class LaneStatistics(msgspec.Struct, frozen=True):
 
 
 class Lane:
-    """One session's queue. `active` is the run whose turn it is; `places` are held for runs that are being stored."""
+    """One session's queue. `active` is the run whose turn it is; `places` are held for runs that are being stored.
 
-    __slots__ = ("active", "key", "places", "queue", "starting")
+    It holds at most one slot: that of its active run, or of the one that will be.
+    """
+
+    __slots__ = ("_slots", "active", "key", "places", "queue", "starting")
 
     def __init__(self, key: str) -> None:
         self.key = key
@@ -33,30 +39,65 @@ class Lane:
         self.starting = False
         """A run is being stored that will be the active one."""
         self.places = 0
+        self._slots: trio.CapacityLimiter | None = None
 
     @property
     def idle(self) -> bool:
         return self.active is None and not self.starting and not self.queue and not self.places
 
+    # The lane is the borrower, not the run: an id may come again, for another session even, while its run waits.
+
+    def take_slot_nowait(self, slots: trio.CapacityLimiter) -> bool:
+        """Take a slot if one is free."""
+        try:
+            slots.acquire_on_behalf_of_nowait(self)
+        except trio.WouldBlock:
+            return False
+        self._slots = slots
+        return True
+
+    async def take_slot(self, slots: trio.CapacityLimiter) -> None:
+        """Wait for a slot, first come, first served. Cancelled: there is none."""
+        await slots.acquire_on_behalf_of(self)
+        self._slots = slots
+
+    def free_slot(self) -> None:
+        """Give the slot back, if there is one."""
+        if self._slots is not None:
+            self._slots.release_on_behalf_of(self)
+            self._slots = None
+
     def take_steering(self) -> list[Run]:
         """The waiting runs that the active turn may take in now: people's words at the head that want to steer."""
         taken: list[Run] = []
-        while self.queue and _steers(self.queue[0]):
+        while self.queue and _joins(self.queue[0], "steer"):
             taken.append(self.queue.popleft())
         return taken
 
     def take_collected(self, head: Run) -> list[Run]:
         """The waiting runs behind `head` that want to share its turn."""
         taken: list[Run] = []
-        if head.submission.queue_mode == "collect":
-            while self.queue and self.queue[0].submission.queue_mode == "collect":
+        if _joins(head, "collect"):
+            while self.queue and _joins(self.queue[0], "collect"):
                 taken.append(self.queue.popleft())
         return taken
 
+    def put_first(self, run: Run) -> list[Run]:
+        """Let `run` be the next. Gives back the runs that had that wish before it and have not begun: it replaces them."""
+        replaced = [other for other in self.queue if other.submission.queue_mode == "interrupt"]
+        self.queue.appendleft(run)
+        return replaced
 
-def _steers(run: Run) -> bool:
-    submission = run.submission
-    return submission.queue_mode == "steer" and isinstance(submission.message, UserMessage) and run.stop_reason is None
+    def give_back(self, runs: list[Run]) -> None:
+        """What was taken waits again, where it was."""
+        self.queue.extendleft(reversed(runs))
+
+
+def _joins(run: Run, mode: QueueMode) -> bool:
+    """Whether a run may be part of another one's turn: it wants to, and asks for nothing that the other lacks."""
+    asked = run.submission
+    plain = asked.model is None and not asked.extra_system and isinstance(asked.message, UserMessage)
+    return asked.queue_mode == mode and plain and run.stop_reason is None
 
 
 class Lanes:
@@ -65,36 +106,54 @@ class Lanes:
     def __init__(self, *, cap: int, main: int) -> None:
         self._cap = cap
         self._lanes: dict[str, Lane] = {}
-        # Runs that others wait for have slots of their own: a parent that holds one can always be answered.
+        self.closed = False
+        """No lane gives another run its turn: what waits, waits for the next start."""
+        # Runs that others wait for have slots of their own, those of sub-agents by their depth: who holds a slot while
+        # it waits for a child can never hold the slot that the child needs. (A `tool` run is waited for with a limit.)
         self._limits = {
             "main": trio.CapacityLimiter(main),
-            "cron": trio.CapacityLimiter(8),
-            "spawn": trio.CapacityLimiter(8),
-            "tool": trio.CapacityLimiter(8),
+            "cron": trio.CapacityLimiter(SERVICE_SLOTS),
+            "tool": trio.CapacityLimiter(SERVICE_SLOTS),
+            **{f"spawn{depth}": trio.CapacityLimiter(SERVICE_SLOTS) for depth in range(1, MAX_SPAWN_DEPTH + 1)},
         }
 
-    def limiter(self, source: Source) -> trio.CapacityLimiter:
-        """The slots that runs of this source share."""
-        if source in ("heartbeat", "wake"):
-            return self._limits["cron"]
-        return self._limits.get(source, self._limits["main"])
+    def slots_for(self, submission: Submission) -> trio.CapacityLimiter:
+        """The slots that runs of this class share."""
+        match submission.source:
+            case "chat" | "agent":
+                return self._limits["main"]
+            case "cron" | "heartbeat" | "wake":
+                return self._limits["cron"]
+            case "tool":
+                return self._limits["tool"]
+            case "spawn":
+                return self._limits.get(f"spawn{submission.spawn_depth}", self._limits["spawn1"])
 
     def get(self, key: str) -> Lane | None:
         return self._lanes.get(key)
 
-    def reserve(self, key: str) -> Lane | None:
-        """A place in the session's lane, before anything is written; None when it is full."""
+    def open(self, key: str) -> Lane:
+        """The session's lane, made if need be."""
         lane = self._lanes.get(key)
         if lane is None:
             lane = self._lanes[key] = Lane(key)
-        if len(lane.queue) + lane.places >= self._cap:
-            return None
         return lane
 
-    def forget(self, lane: Lane) -> None:
-        """Drop a lane that has nothing to do."""
+    def reserve(self, key: str) -> Lane | None:
+        """Hold a place in the session's lane, before anything is written; None when it is full."""
+        lane = self.open(key)
+        if len(lane.queue) + lane.places >= self._cap:
+            return None
+        lane.places += 1
+        return lane
+
+    def advance(self, lane: Lane) -> Run | None:
+        """Give the next run its turn; None when there is none to give. A lane with nothing to do is forgotten."""
+        ready = lane.queue and not lane.starting and not self.closed
+        lane.active = lane.queue.popleft() if ready else None
         if lane.idle:
             self._lanes.pop(lane.key, None)
+        return lane.active
 
     def statistics(self) -> LaneStatistics:
         return LaneStatistics(

@@ -45,6 +45,7 @@ class Run:
 
     __slots__ = (
         "accepted_at",
+        "answered",
         "companions",
         "ended",
         "history",
@@ -83,6 +84,8 @@ class Run:
         """Runs that this one took in."""
         self.companions: list[UserMessage | SystemMessage] = []
         """Messages that share this run's turn from its start."""
+        self.answered = False
+        """The turn is over and its end goes to disk: nothing stops it any more."""
         self.terminal: Terminal | None = None
         self.ended = trio.Event()
 
@@ -113,7 +116,8 @@ class Run:
 
         A running one ends `aborted` when its tools' children are gone.
         """
-        if self.stop_reason is not None or self.terminal is not None or self.state is RunState.MERGED:
+        over = self.answered or self.terminal is not None or self.state is RunState.MERGED
+        if over or self.stop_reason is not None:
             return False
         self.stop_reason = reason
         self.scope.cancel(reason=reason)

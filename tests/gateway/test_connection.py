@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-
 from tests.kit.host import TOKEN, open_test_gateway
 from tests.kit.wire import Client, Closed, Refused, connect_params
+
 from triops.gateway.connection import PING_EVERY, PREAUTH_BYTES, REQUESTS_AT_WORK
 from triops.gateway.hello import MAX_PAYLOAD
 

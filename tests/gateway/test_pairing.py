@@ -266,6 +266,22 @@ def test_the_backends_record_is_refreshed_and_grows_by_nothing() -> None:
     assert decision.token == token(READ)
 
 
+def test_who_has_no_device_is_told_what_is_missing() -> None:
+    ui = refused(decide(facts(connect("openclaw-tui", "ui", device=False)))).error.shape
+    assert (ui.code, ui.message) == (
+        "INVALID_REQUEST",
+        "control ui requires device identity (use HTTPS or localhost secure context)",
+    )
+    other = refused(decide(facts(connect(device=False), shared=SharedAuth(failure="token_missing")))).error.shape
+    assert (other.code, other.message) == ("NOT_PAIRED", "device identity required")
+
+
+@pytest.mark.parametrize(("client", "mode"), [("cli", "cli"), ("gateway-client", "backend")])
+@pytest.mark.parametrize("device", [False, True])
+def test_everybody_who_is_let_in_is_an_operator(client: str, mode: str, device: bool) -> None:
+    assert admitted(decide(facts(connect(client, mode, device=device)))).role == "operator"
+
+
 # Scopes -----------------------------------------------------------------------------------------------------------
 
 
@@ -429,14 +445,19 @@ def test_a_paired_node_becomes_an_operator_on_this_machine_only(role: str) -> No
     decision = admitted(decide(facts(connect(), device=node)))
     assert decision.device is not None
     assert decision.device.roles == ("node", "operator")
-    held = details(decide(facts(connect(), device=node, locality="remote")))
+    refusal = decide(facts(connect(), device=node, locality="remote"))
+    held = details(refusal)
     assert (held["reason"], held["approvedRoles"]) == (role, ["node"])
+    assert refused(refusal).error.shape.message == (
+        "pairing required: device is asking for a higher role than currently approved"
+    )
     assert held["remediationHint"] == "Review the requested role, then approve the pending upgrade."
 
 
 # Another platform or family
 
 MOVED = {"platform": "windows"}
+NATIVE = ["macos", "linux", "ios", "watchos", "android"]
 
 
 @pytest.mark.parametrize(
@@ -451,7 +472,7 @@ MOVED = {"platform": "windows"}
         ("openclaw-control-ui", "ui", {}, False),
         ("webchat-ui", "ui", {}, False),
         ("test", "webchat", {}, False),
-        ("openclaw-macos", "ui", {"shared": SharedAuth(failure="token_missing")}, True),
+        *((f"openclaw-{native}", "ui", {"shared": SharedAuth(failure="token_missing")}, True) for native in NATIVE),
         ("openclaw-macos", "backend", {"shared": SharedAuth(failure="token_missing")}, False),
         ("cli", "ui", {"shared": SharedAuth(failure="token_missing")}, False),
         ("openclaw-macos", "ui", {"shared": SharedAuth(failure="token_missing"), "locality": "remote"}, False),
@@ -468,6 +489,7 @@ def test_a_device_that_changed_is_approved_again(client: str, mode: str, about: 
     else:
         held = details(decision)
         assert held["reason"] == "metadata-upgrade"
+        assert held["remediationHint"] == "Review the changed device details, then approve the pending request."
         assert (
             refused(decision).error.shape.message == "pairing required: device identity changed and must be re-approved"
         )
@@ -608,6 +630,10 @@ def test_an_upgrade_names_what_is_approved() -> None:
     decision = held(device=paired(READ))
     assert decision.pending is not None
     assert decision.pending.is_repair
+    assert decision.error.shape.message == (
+        "pairing required: device is asking for more scopes than currently approved"
+    )
+    assert details(decision)["remediationHint"] == "Review the requested scopes, then approve the pending upgrade."
     assert details(decision)["approvedScopes"] == [READ]
     assert details(decision)["approvedRoles"] == ["operator"]
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import trio
 import trio.testing
-
 from tests.kit.inline_store import open_inline_store
 from tests.kit.wire import LIMIT, VIRTUAL_LIMIT, Client, HttpAnswer, connect_params, read_answer
+
 from triops.agents.providers.scripted import ScriptedProvider, Step
 from triops.gateway.server import Gateway, open_gateway
 from triops.runtime.clock import Clock, system_clock, trio_clock
