@@ -5,7 +5,7 @@ seconds, merged in between, and what waits is sent before a tool starts and befo
 whole text so far; unpaced, a 15 kB answer would be 29 MB.)
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, assert_never
 
 import msgspec
