@@ -210,8 +210,9 @@ def _live_token(facts: Facts, device: PairedDevice | None) -> DeviceToken | None
     """The device's token if it still opens anything: not revoked, within what is approved, of the present secret."""
     if device is None or (token := device.token_for("operator")) is None or token.revoked_at_ms is not None:
         return None
-    bound = token.issuer is not None and token.issuer != facts.secret_generation
-    return token if covers(device.scopes, token.scopes) and not bound else None
+    over = token.issuer is not None and token.issuer != facts.secret_generation
+    approved = "operator" in device.roles and covers(device.scopes, token.scopes)
+    return token if approved and not over else None
 
 
 def _paired(
@@ -342,9 +343,13 @@ def _pending(facts: Facts, device: PairedDevice | None, requested: tuple[str, ..
     """The device's live request if it covers this one, refreshed; else a new one in its place."""
     client, proof, live = facts.params.client, facts.params.device, facts.pending
     assert proof is not None and facts.public_key is not None
-    if live is not None and live.public_key == facts.public_key and covers(live.scopes, requested):
-        if facts.now_ms < live.ts + PENDING_TTL_MS:
-            return msgspec.structs.replace(live, ts=facts.now_ms)
+    if (
+        live is not None
+        and facts.now_ms < live.ts + PENDING_TTL_MS
+        and live.public_key == facts.public_key
+        and covers(live.scopes, requested)
+    ):
+        return msgspec.structs.replace(live, ts=facts.now_ms)
     return PendingPairing(
         request_id=facts.new_request_id,
         device_id=proof.id,

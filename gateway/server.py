@@ -38,14 +38,43 @@ assert handlers  # importing it fills the table of methods
 class Gateway:
     """An open gateway; see `open_gateway`."""
 
-    def __init__(self, services: Services, door: Door) -> None:
+    def __init__(self, services: Services, door: Door, *, grace: float) -> None:
         self.services = services
         self.door = door
         self.url = ""
+        self._grace = grace
+        self._accepting = trio.CancelScope()
+        self._over = trio.Event()
         self._connections: set[Connection] = set()
         self._answers: set[trio.Event] = set()
         """One for each HTTP request whose answer is not written yet."""
         self._stopping = False
+
+    async def serve(
+        self, listeners: list[trio.SocketListener], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """The gateway's own task: serve clients at `listeners` until it is told to `stop`; closes them."""
+        reason = "the gateway stops"
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self.services.fanout.run, name="fan-out")
+                nursery.start_soon(self._tick, name="tick")
+                nursery.start_soon(self._tell_health, name="health")
+                async with trio.open_nursery() as connections:
+                    with self._accepting:
+                        task_status.started()
+                        await trio.serve_listeners(self.serve_stream, listeners, handler_nursery=connections)
+                    await self._say_goodbye()
+                    connections.cancel_scope.cancel(reason=reason)
+                nursery.cancel_scope.cancel(reason=reason)
+        finally:
+            self._over.set()
+
+    async def stop(self) -> None:
+        """Accept no runs, let those that run finish while their finals are still sent, say goodbye, and be over."""
+        self._stopping = True
+        self._accepting.cancel(reason="the gateway stops")
+        await self._over.wait()
 
     async def serve_stream(self, stream: trio.SocketStream) -> None:
         """One accepted socket, to its end: the connection boundary."""
@@ -117,13 +146,13 @@ class Gateway:
                 self._connections.discard(connection)
                 connection.left()
 
-    async def tick(self) -> None:
+    async def _tick(self) -> None:
         """Tell every client that the connection lives, until cancelled."""
         while True:
             await trio.sleep(TICK_MS / 1000)
             self.services.fanout.broadcast("tick", {"ts": self.services.runtime.clock()})
 
-    async def tell_health(self) -> None:
+    async def _tell_health(self) -> None:
         """Send the health snapshot now and then, until cancelled."""
         while True:
             await trio.sleep(HEALTH_EVERY)
@@ -132,11 +161,9 @@ class Gateway:
                 summary = await health_summary(self.services)
                 self.services.fanout.broadcast("health", summary, state_version=self.services.state_version())
 
-    async def stop(self, *, grace: float) -> None:
-        """Accept no runs, let those that run finish while their finals are still sent, then say goodbye."""
-        self._stopping = True
+    async def _say_goodbye(self) -> None:
         self.services.fanout.broadcast("shutdown", {"reason": "gateway stopping"})
-        await self.services.runtime.runs.drain(grace)
+        await self.services.runtime.runs.drain(self._grace)
         for connection in self._connections:
             connection.close(1012, "service restart")
         with trio.move_on_after(CLOSE_GRACE):
@@ -179,28 +206,16 @@ async def open_gateway(
         clock=runtime.clock,
         log=services.log,
     )
-    gateway = Gateway(services, door)
+    gateway = Gateway(services, door, grace=grace)
+    door.port = listeners[0].socket.getsockname()[1]
+    shown = f"[{host}]" if ":" in host else "127.0.0.1" if host == "0.0.0.0" else host
+    gateway.url = f"http://{shown}:{door.port}"
+    services.listening.append(f"{shown}:{door.port}")
     async with trio.open_nursery() as nursery:
-        await nursery.start(services.fanout.run, name="fan-out")
-        async with trio.open_nursery() as connections:
-            real_port: int = listeners[0].socket.getsockname()[1]
-            door.port = real_port
-            shown = f"[{host}]" if ":" in host else "127.0.0.1" if host == "0.0.0.0" else host
-            gateway.url = f"http://{shown}:{real_port}"
-            services.listening.append(f"{shown}:{real_port}")
-            async with trio.open_nursery() as accept:
-                accept.start_soon(_accept, gateway, listeners, connections, name="accept")
-                nursery.start_soon(gateway.tick, name="tick")
-                nursery.start_soon(gateway.tell_health, name="health")
-                try:
-                    yield gateway
-                finally:
-                    accept.cancel_scope.cancel(reason="the gateway stops")
-                    with trio.move_on_after(grace + CLOSE_GRACE + 15, shield=True):
-                        await gateway.stop(grace=grace)
-                    connections.cancel_scope.cancel(reason="the gateway stops")
-                    nursery.cancel_scope.cancel(reason="the gateway stops")
-
-
-async def _accept(gateway: Gateway, listeners: list[trio.SocketListener], connections: trio.Nursery) -> None:
-    await trio.serve_listeners(gateway.serve_stream, listeners, handler_nursery=connections)
+        await nursery.start(gateway.serve, listeners, name="gateway")
+        try:
+            yield gateway
+        finally:
+            with trio.move_on_after(grace + CLOSE_GRACE + 15, shield=True):
+                await gateway.stop()
+            nursery.cancel_scope.cancel(reason="the gateway stops")

@@ -24,7 +24,7 @@ from triops.runtime.cron.scheduler import CronScheduler, open_scheduler
 from triops.runtime.logs import Log, LogFile
 from triops.runtime.models import ModelCatalog, ProviderEntry
 from triops.runtime.paths import Paths
-from triops.runtime.plans import Plans
+from triops.runtime.plans import InThread, Plans
 from triops.runtime.providers import provider_entries
 from triops.runtime.redaction import redacted, redacted_raw
 from triops.runtime.runs.lanes import Lanes
@@ -33,7 +33,7 @@ from triops.runtime.secrets import Secret
 from triops.runtime.store.sqlite import Store, open_store
 from triops.runtime.tools.sessions import SessionTools
 from triops.runtime.turn import ChatTurn
-from triops.runtime.warmup import Warmup
+from triops.runtime.warmup import Warmup, open_warmup
 
 NO_LIMIT = float("inf")
 DRAIN = 10.0  # seconds that runs may take to finish when the runtime closes
@@ -94,14 +94,16 @@ async def open_runtime(
     log_file: LogFile,
     secret: Secret | None = None,
     clock: Clock = system_clock,
+    bus: Bus | None = None,
     store: Store | None = None,
     providers: tuple[ProviderEntry, ...] | None = None,
+    in_thread: InThread | None = None,
     drain: float = DRAIN,
 ) -> AsyncGenerator[Runtime]:
     """Open everything; inside the block runs are accepted and jobs fire.
 
-    The state folder must be prepared and held (`hold_instance`). `store` and `providers` replace the real ones.
-    Leaving the block lets runs finish for `drain` seconds.
+    The state folder must be prepared and held (`hold_instance`). `bus` is for who wants to hear of the start, too;
+    `store`, `providers` and `in_thread` replace the real ones. Leaving the block lets runs finish for `drain` seconds.
 
     Raises:
         Unavailable: the state cannot be opened.
@@ -111,7 +113,7 @@ async def open_runtime(
     async with AsyncExitStack() as stack:
         if store is None:
             store = await stack.enter_async_context(open_store(paths.database))
-        bus = Bus(log.bind("bus"))
+        bus = bus or Bus(log.bind("bus"))
         http = HttpClient()
         stack.push_async_callback(_close, http)
         if providers is None:
@@ -128,9 +130,14 @@ async def open_runtime(
             workspace_of=partial(workspace_of, config, paths),
             tools=lambda root: (*file_tools(root), *session_tools.tools()),
             clock=clock,
+            in_thread=in_thread or trio.to_thread.run_sync,
         )
-        warmup = Warmup(catalog, bus=bus, clock=clock, log=log.bind("warmup"), system_prompt=plans.warm_prompt)
-        turn = ChatTurn(catalog=catalog, warmup=warmup, plans=plans, bus=bus, clock=clock, log=log.bind("turn"))
+        warmup = stack.enter_context(
+            open_warmup(catalog, bus=bus, clock=clock, log=log.bind("warmup"), system_prompt=plans.warm_prompt)
+        )
+        turn = partial(
+            ChatTurn, catalog=catalog, warmup=warmup, plans=plans, bus=bus, clock=clock, log=log.bind("turn")
+        )
         lanes = Lanes(cap=config.messages.queue.cap, main=config.agents.defaults.max_concurrent)
         runs = await stack.enter_async_context(
             open_supervisor(

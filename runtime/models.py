@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from triops.agents.model import ModelInfo, ModelRef, Provider
-from triops.runtime.errors import Invalid
+from triops.runtime.errors import Invalid, Unavailable
 
 WarmState = Literal["cold", "warming", "ready", "failed"]
 
@@ -47,6 +47,10 @@ class ProviderEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 class UnknownModel(Invalid):
     """No provider has that model; the message names the nearest ones and what was tried."""
+
+
+class SilentProvider(Unavailable):
+    """A provider did not say in time whether it has a model."""
 
 
 Ask = Callable[[ModelRef], Awaitable[ModelInfo | None]]

@@ -5,14 +5,13 @@ A plan is keyed by model, agent, mode, the workspace's files and the day. A turn
 
 import platform
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, tzinfo
 from fnmatch import fnmatchcase
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import msgspec
-import trio
 
 from triops.agents.model import ModelInfo
 from triops.agents.prompt import AgentFacts, Mode, Plan, compile_plan
@@ -21,11 +20,15 @@ from triops.agents.workspace import Workspace, WorkspaceSnapshot
 from triops.runtime.agents import AgentProfile
 from triops.runtime.clock import Clock
 from triops.runtime.config import Config, ToolsConfig
+from triops.runtime.errors import NotFound
 from triops.runtime.runs.registry import Run
 from triops.runtime.sessions import DEFAULT_AGENT, is_subagent
 
 Toolset = Callable[[Path], tuple[AnyTool, ...]]
 """The tools of an agent whose workspace is that folder."""
+
+InThread = Callable[[Callable[[], WorkspaceSnapshot]], Awaitable[WorkspaceSnapshot]]
+"""Runs what blocks where it does no harm: `trio.to_thread.run_sync`, unless the clock is a mock."""
 
 KEPT_PLANS = 64
 _NOT_FOR_SUBAGENTS = frozenset({"sessions_send"})
@@ -53,20 +56,28 @@ class Plans:
         workspace_of: Callable[[str], Path],
         tools: Toolset,
         clock: Clock,
+        in_thread: InThread,
     ) -> None:
         self._agents = agents
         self._config = config
         self._workspace_of = workspace_of
         self._tools = tools
         self._clock = clock
+        self._in_thread = in_thread
         self._homes: dict[str, _Home] = {}
         self._plans: dict[object, Plan] = {}
         zone = config.agents.defaults.user_timezone
         self._zone: tzinfo | None = ZoneInfo(zone) if zone else None
 
     def models_of(self, agent_id: str) -> tuple[str | None, tuple[str, ...]]:
-        """The agent's model and its fallbacks; None: the best that is found."""
-        profile = self._agents[agent_id]
+        """The agent's model and its fallbacks; None: the best that is found.
+
+        Raises:
+            NotFound: the configuration does not have that agent (any more).
+        """
+        profile = self._agents.get(agent_id)
+        if profile is None:
+            raise NotFound(f"there is no agent {agent_id!r}; the configuration has {', '.join(self._agents)}")
         return profile.primary, profile.fallbacks
 
     async def of(self, run: Run, model: ModelInfo) -> Plan:
@@ -75,13 +86,13 @@ class Plans:
         home = self._home(run.info.agent_id)
         snapshot = home.workspace.kept()
         if snapshot is None:
-            snapshot = await trio.to_thread.run_sync(home.workspace.snapshot)
+            snapshot = await self._in_thread(home.workspace.snapshot)
         return self._plan(run.info.agent_id, model, mode, snapshot)
 
     async def warm_prompt(self, model: ModelInfo) -> str:
         """The system prompt that the main session's next turn with this model will send."""
         home = self._home(DEFAULT_AGENT)
-        snapshot = await trio.to_thread.run_sync(home.workspace.snapshot)
+        snapshot = await self._in_thread(home.workspace.snapshot)
         return self._plan(DEFAULT_AGENT, model, "full", snapshot).system_for(f"agent:{DEFAULT_AGENT}:main")
 
     def _plan(self, agent_id: str, model: ModelInfo, mode: Mode, snapshot: WorkspaceSnapshot) -> Plan:

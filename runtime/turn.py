@@ -1,12 +1,10 @@
 """One chat turn: the model is resolved, the plan and the history make the request, the loop runs, the bus hears it.
 
-What a turn leaves (`Draft`) is stored by the supervisor with the run's end. Knows no client.
+What a turn leaves (`Draft`) is stored by the worker with the run's end. Knows no client.
 """
 
 from collections.abc import Sequence
 from typing import Any, cast
-
-import trio
 
 from triops.agents.errors import ContextOverflow, ErrorKind, LimitReached, ProviderError
 from triops.agents.events import (
@@ -30,11 +28,11 @@ from triops.runtime.clock import Clock
 from triops.runtime.errors import RuntimeFault
 from triops.runtime.events import RunDelta, RunModel, RunStatus, RunThinking, RunTool, RunUsage
 from triops.runtime.logs import Log
-from triops.runtime.models import ModelCatalog, Resolved
+from triops.runtime.models import ModelCatalog, Resolved, SilentProvider, UnknownModel
 from triops.runtime.plans import Plans
 from triops.runtime.runs.registry import Run
 from triops.runtime.runs.state import RunState, Terminal
-from triops.runtime.runs.supervisor import Desk, Draft
+from triops.runtime.runs.worker import Desk, Draft
 from triops.runtime.warmup import Warmup
 
 MAX_LIVE_TEXT = 500_000
@@ -57,7 +55,7 @@ class NoModel(RuntimeFault):
 class Progress:
     """What one turn has emitted so far; tells the bus, and remembers what is not on disk yet."""
 
-    __slots__ = ("_bus", "_clock", "_live", "_run", "model", "tools", "unsaved")
+    __slots__ = ("_bus", "_clock", "_live", "_run", "heard", "model", "spoke", "tools", "unsaved")
 
     def __init__(self, bus: Bus, clock: Clock, run: Run) -> None:
         self._bus = bus
@@ -65,13 +63,17 @@ class Progress:
         self._run = run
         self._live = 0
         self.model: ModelInfo | None = None
+        self.spoke = False
+        """Something was shown or done, so that another model cannot begin afresh."""
         self.tools: list[str] = []
+        self.heard: list[Message] = []
+        """What people said while the turn ran, as far as it is on disk."""
         self.unsaved: list[TurnEvent] = []
 
-    @property
-    def spoke(self) -> bool:
-        """Something was shown, so that another model cannot begin afresh."""
-        return bool(self._live or self.unsaved or self.tools)
+    def saved(self, messages: Sequence[Message]) -> None:
+        """All that was emitted is on disk, as `messages`."""
+        self.unsaved.clear()
+        self.heard += [message for message in messages if isinstance(message, UserMessage)]
 
     def status(self, phase: str, retry: dict[str, Any] | None = None) -> None:
         run = self._run
@@ -89,11 +91,13 @@ class Progress:
         run, now = self._run, self._clock()
         match event:
             case TextChunk(index, delta):
+                self.spoke = True
                 if self._live < MAX_LIVE_TEXT:
                     self._live += len(delta)
                     run.parts.append(delta)
                     self._bus.publish(RunDelta(run.info, run.next_seq(), now, index, delta))
             case ThinkingChunk(_, delta):
+                self.spoke = True
                 self._bus.publish(RunThinking(run.info, run.next_seq(), now, delta))
             case MessageStart(index):
                 if index > 1:
@@ -103,6 +107,7 @@ class Progress:
                 if message.usage is not None and message.stop_reason not in ("aborted", "error"):
                     self._bus.publish(RunUsage(run.info, run.next_seq(), now, message.usage.output))
             case ToolStart(call):
+                self.spoke = True
                 self._bus.publish(RunTool(run.info, run.next_seq(), now, "start", call))
             case ToolUpdate(call, text):
                 self._bus.publish(RunTool(run.info, run.next_seq(), now, "update", call, partial=text))
@@ -119,48 +124,42 @@ class Progress:
 
 
 class ChatTurn:
-    """Answers runs; implements the supervisor's `Turn`."""
+    """Answers one run; implements the worker's `Turn`."""
 
     def __init__(
-        self, *, catalog: ModelCatalog, warmup: Warmup, plans: Plans, bus: Bus, clock: Clock, log: Log
+        self, run: Run, *, catalog: ModelCatalog, warmup: Warmup, plans: Plans, bus: Bus, clock: Clock, log: Log
     ) -> None:
+        self._run = run
         self._catalog = catalog
         self._warmup = warmup
         self._plans = plans
-        self._bus = bus
         self._clock = clock
         self._log = log
-        self._progress: dict[str, Progress] = {}
-        """Turns under way, by run; each entry lives from `reply` to `failed`, `stopped` or its end."""
+        self._progress = Progress(bus, clock, run)
 
-    async def reply(self, run: Run, desk: Desk) -> Draft:
-        progress = self._progress[run.id] = Progress(self._bus, self._clock, run)
-        names, strict = await self._choice(run, progress)
-        failure: ProviderError | None = None
-        for name in names:
-            resolved = await self._resolve(name, progress)
+    async def reply(self, desk: Desk) -> Draft:
+        names, strict = await self._choice()
+        for place, name in enumerate(names, 1):
             try:
-                message = await self._turn(run, desk, progress, resolved)
-            except ProviderError as error:
-                if strict or progress.spoke or isinstance(error, ContextOverflow):
+                message = await self._ask(desk, await self._resolve(name))
+            except (ProviderError, UnknownModel, SilentProvider) as error:
+                if strict or place == len(names) or self._progress.spoke or isinstance(error, ContextOverflow):
                     raise
-                self._log.warning("a model failed, trying the next", run=run.id, model=name, error=error)
-                failure = error
-                continue
-            del self._progress[run.id]
-            return self._final(run, progress, message)
-        assert failure is not None
-        raise failure
+                self._log.warning("a model failed, trying the next", run=self._run.id, model=name, error=error)
+            else:
+                return self._final(message)
+        raise AssertionError("there is always a model to try")
 
-    async def _choice(self, run: Run, progress: Progress) -> tuple[Sequence[str], bool]:
+    async def _choice(self) -> tuple[Sequence[str], bool]:
         """The models to try, and whether they were somebody's explicit wish (then there is no other)."""
+        run = self._run
         wish = run.submission.model or run.session.model
         if wish is not None:
             return (wish,), True
         primary, fallbacks = self._plans.models_of(run.info.agent_id)
         if primary is None:
             if self._catalog.default is None:
-                progress.status("starting_model")
+                self._progress.status("starting_model")
             primary = await self._warmup.default()
         if primary is None:
             raise NoModel(
@@ -170,15 +169,15 @@ class ChatTurn:
             )
         return (primary, *fallbacks), False
 
-    async def _resolve(self, name: str, progress: Progress) -> Resolved:
+    async def _resolve(self, name: str) -> Resolved:
         known = self._catalog.find(name)
         if known is not None:
             return known
-        progress.status("starting_model")  # its provider is asked now, which takes a moment
+        self._progress.status("starting_model")  # its provider is asked now, which takes a moment
         return await self._catalog.resolve(name)
 
-    async def _turn(self, run: Run, desk: Desk, progress: Progress, resolved: Resolved) -> AssistantMessage:
-        info = resolved.info
+    async def _ask(self, desk: Desk, resolved: Resolved) -> AssistantMessage:
+        run, info, progress = self._run, resolved.info, self._progress
         plan = await self._plans.of(run, info)
         history = [decode_message(body) for body in run.history or ()]
         progress.chosen(info)
@@ -187,8 +186,7 @@ class ChatTurn:
             progress.status("starting_model")
 
         async def save(messages: Sequence[Message]) -> None:
-            await desk.save(messages)
-            progress.unsaved.clear()
+            await desk.save(messages, lambda: progress.saved(messages))
 
         def steer() -> Sequence[UserMessage]:
             return [cast("UserMessage", other.submission.message) for other in desk.steer()]
@@ -196,13 +194,14 @@ class ChatTurn:
         system = plan.system_for(run.session.key)
         if run.submission.extra_system:
             system = f"{system}\n\n{run.submission.extra_system}"
+        said = [*history, run.submission.message, *run.companions, *progress.heard]
         turn = LoopTurn(
             run_id=run.id,
             session_key=run.session.key,
             session_id=run.session.session_id,
             model=info,
             system=system,
-            messages=fit(pair([*history, run.submission.message, *run.companions]), plan.history_tokens),
+            messages=fit(pair(said), plan.history_tokens),
             tools=plan.tools,
             schemas=plan.schemas,
         )
@@ -218,77 +217,69 @@ class ChatTurn:
 
     # -- how it ends -----------------------------------------------------------------------------------------------
 
-    def _final(self, run: Run, progress: Progress, message: AssistantMessage) -> Draft:
-        assert progress.model is not None
+    def _final(self, message: AssistantMessage) -> Draft:
+        model = self._progress.model
+        assert model is not None
         terminal = Terminal(
             state=RunState.FINAL,
             stop_reason=message.stop_reason,
             text=message.text,
             message=message,
-            started_at=run.started_at,
+            started_at=self._run.started_at,
             ended_at=self._clock(),
-            tools=tuple(progress.tools),
-            provider=progress.model.ref.provider,
-            model=progress.model.ref.model,
+            tools=tuple(self._progress.tools),
+            provider=model.ref.provider,
+            model=model.ref.model,
         )
         return Draft(terminal, [message])
 
-    def failed(self, run: Run, error: Exception) -> Draft:
-        progress = self._progress.pop(run.id, None)
+    def failed(self, error: Exception) -> Draft:
+        run_id = self._run.id
         words = str(error) or type(error).__name__
         kind, detail = "unknown", None
         match error:
             case ProviderError():
-                kind, detail = _WIRE_KIND.get(error.kind, "unknown"), self._detail(progress, error)
-                self._log.warning("a model failed", run=run.id, kind=error.kind, reason=words, detail=error.detail)
-            case LimitReached() | RuntimeFault() | trio.TooSlowError():
-                self._log.warning("a run could not be answered", run=run.id, reason=words)
+                kind, detail = _WIRE_KIND.get(error.kind, "unknown"), self._detail(error)
+                self._log.warning("a model failed", run=run_id, kind=error.kind, reason=words, detail=error.detail)
+            case LimitReached() | RuntimeFault():
+                self._log.warning("a run could not be answered", run=run_id, reason=words)
             case _:
-                self._log.error("a run failed by our own fault", run=run.id, error=error)
-                words = f"internal error: {type(error).__name__}; the log has it under run {run.id}"
-        return self._cut(run, progress, RunState.ERROR, "error", words, kind, detail)
+                self._log.error("a run failed by our own fault", run=run_id, error=error)
+                words = f"internal error: {type(error).__name__}; the log has it under run {run_id}"
+        return self._cut(RunState.ERROR, "error", words, kind, detail)
 
-    def stopped(self, run: Run) -> Draft:
-        progress = self._progress.pop(run.id, None)
-        if run.stop_reason is None and run.scope.cancelled_caught:
-            words = "the run took longer than it may and was stopped"
-            return self._cut(run, progress, RunState.ERROR, "timeout", words, "timeout", None)
-        run.stop_reason = run.stop_reason or "restart"
-        return self._cut(run, progress, RunState.ABORTED, run.stop_reason, None, None, None)
+    def stopped(self) -> Draft:
+        reason = self._run.stop_reason
+        if reason is not None:
+            return self._cut(RunState.ABORTED, reason, None, None, None)
+        words = "the run took longer than it may and was stopped"
+        return self._cut(RunState.ERROR, "timeout", words, "timeout", None)
 
     def _cut(
-        self,
-        run: Run,
-        progress: Progress | None,
-        state: RunState,
-        reason: str,
-        words: str | None,
-        kind: str | None,
-        detail: dict[str, Any] | None,
+        self, state: RunState, reason: str, words: str | None, kind: str | None, detail: dict[str, Any] | None
     ) -> Draft:
         """The end of a turn that did not reach its own: what of it arrived is kept, every call with a result."""
-        now = self._clock()
-        messages = list(settle(progress.unsaved)) if progress is not None else []
-        model = progress.model if progress is not None else None
+        now, model = self._clock(), self._progress.model
+        messages = list(settle(self._progress.unsaved))
         if words is not None and not (messages and isinstance(messages[-1], AssistantMessage)):
             messages.append(AssistantMessage((), now, stop_reason="error", error_message=words))
         terminal = Terminal(
             state=state,
             stop_reason=reason,
-            text=run.text,
+            text=self._run.text,
             error_message=words,
             error_kind=kind,
             error_detail=detail,
-            started_at=run.started_at,
+            started_at=self._run.started_at,
             ended_at=now,
             provider=model.ref.provider if model else "",
             model=model.ref.model if model else "",
         )
         return Draft(terminal, messages)
 
-    def _detail(self, progress: Progress | None, error: ProviderError) -> dict[str, Any]:
+    def _detail(self, error: ProviderError) -> dict[str, Any]:
         """`errorDetail` of the terminal (protocol, events §2)."""
-        model = progress.model if progress is not None else None
+        model = self._progress.model
         detail: dict[str, Any] = {"failoverReason": error.kind, "providerRuntimeFailureKind": error.kind}
         if model is not None:
             detail |= {"provider": model.ref.provider, "model": model.ref.model}

@@ -5,19 +5,18 @@ so that a dead one costs the others nothing. It uses the same hooks as a run tha
 that run asks here.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import contextmanager
 
 import msgspec
 import trio
 
-from triops.agents.errors import ProviderError
 from triops.agents.model import ModelInfo, ModelRef
 from triops.runtime.bus import Bus
 from triops.runtime.clock import Clock
-from triops.runtime.errors import Unavailable
 from triops.runtime.events import ModelsChanged
 from triops.runtime.logs import Log
-from triops.runtime.models import ModelCatalog, ProviderEntry
+from triops.runtime.models import ModelCatalog, ProviderEntry, SilentProvider
 
 INBOX_CAPACITY = 16  # questions of runs; requests for one model merge, so that this is the number of models in doubt
 DISCOVER_DEADLINE = 5.0  # seconds for a provider to list its models
@@ -30,7 +29,8 @@ SystemPrompt = Callable[[ModelInfo], Awaitable[str]]
 
 class _Question(msgspec.Struct, eq=False):
     ref: ModelRef
-    answered: trio.Event = msgspec.field(default_factory=trio.Event)
+    settled: trio.Event = msgspec.field(default_factory=trio.Event)
+    answered: bool = False
     info: ModelInfo | None = None
 
 
@@ -41,15 +41,24 @@ class WarmupStatistics(msgspec.Struct, frozen=True):
 
 
 class Warmup:
-    """See the module. `run` is the service; the rest is asked by others."""
+    """See the module; made by `open_warmup`. `run` is the service; the rest is asked by others."""
 
-    def __init__(self, catalog: ModelCatalog, *, bus: Bus, clock: Clock, log: Log, system_prompt: SystemPrompt) -> None:
+    def __init__(
+        self,
+        catalog: ModelCatalog,
+        *,
+        bus: Bus,
+        clock: Clock,
+        log: Log,
+        system_prompt: SystemPrompt,
+        inbox: tuple[trio.MemorySendChannel[_Question], trio.MemoryReceiveChannel[_Question]],
+    ) -> None:
         self._catalog = catalog
         self._bus = bus
         self._clock = clock
         self._log = log
         self._system_prompt = system_prompt
-        self._send, self._receive = trio.open_memory_channel[_Question](INBOX_CAPACITY)
+        self._send, self._receive = inbox
         self._asking: dict[ModelRef, _Question] = {}
         self._discovered: dict[str, trio.Event] = {entry.provider.id: trio.Event() for entry in catalog.entries()}
         self._decided = trio.Event()
@@ -61,7 +70,7 @@ class Warmup:
         """What the provider's hooks say of a model that no list holds; None when it is not theirs.
 
         Raises:
-            Unavailable: the provider did not answer in time.
+            SilentProvider: it did not say in time, or there are too many questions.
         """
         question = self._asking.get(ref)
         if question is None:
@@ -70,11 +79,12 @@ class Warmup:
                 self._send.send_nowait(question)
             except trio.WouldBlock:
                 del self._asking[ref]
-                raise Unavailable("too many models are being looked up; try again", retry_after=1.0) from None
+                raise SilentProvider("too many models are being looked up; try again", retry_after=1.0) from None
         with trio.move_on_after(ASK_DEADLINE):
-            await question.answered.wait()
-            return question.info
-        raise Unavailable(f"provider {ref.provider} did not say within {ASK_DEADLINE:.0f} s whether it has {ref.model}")
+            await question.settled.wait()
+        if not question.answered:
+            raise SilentProvider(f"provider {ref.provider} did not say in time whether it has {ref.model}")
+        return question.info
 
     async def default(self) -> str | None:
         """The model for who names none; waits until the warm-up has looked around. None: there is no model at all."""
@@ -116,12 +126,13 @@ class Warmup:
         self._catalog.report(id, "warming")
         try:
             with trio.fail_after(DISCOVER_DEADLINE):
-                self._catalog.learn(await entry.provider.discover())
+                found = await entry.provider.discover()
+            self._catalog.learn([info for info in found if info.ref.provider == id])
             self._catalog.report(id, "ready", ms=_since(start))
         except trio.TooSlowError:
             self._failed(id, f"no answer within {DISCOVER_DEADLINE:.0f} s", start)
         except Exception as error:  # noqa: BLE001 - the plugin boundary
-            self._failed(id, str(error), start)
+            self._failed(id, str(error) or type(error).__name__, start)
         finally:
             self._discovered[id].set()
 
@@ -144,42 +155,58 @@ class Warmup:
         if name is None:
             return
         start = trio.current_time()
+        id = None
         try:
             with trio.fail_after(WARM_DEADLINE):
                 resolved = await self._catalog.resolve(name)
                 id = resolved.info.ref.provider
                 self._catalog.report(id, "warming")
                 await resolved.provider.warm(resolved.info, await self._system_prompt(resolved.info))
-                self._catalog.report(id, "ready", ms=_since(start))
-        except trio.TooSlowError:
-            self._log.warning("the default model is not warm yet", model=name, seconds=WARM_DEADLINE)
+            self._catalog.report(id, "ready", ms=_since(start))
         except Exception as error:  # noqa: BLE001 - the plugin boundary
-            provider = name.partition("/")[0]
-            if self._catalog.state(provider) is not None:
-                self._catalog.report(provider, "failed", reason=str(error), ms=_since(start))
-            self._log.warning("the default model could not be warmed", model=name, error=error)
+            slow = isinstance(error, trio.TooSlowError)
+            reason = f"not warm within {WARM_DEADLINE:.0f} s" if slow else str(error) or type(error).__name__
+            if id is not None:
+                self._catalog.report(id, "failed", reason=reason, ms=_since(start))
+            self._log.warning("the default model could not be warmed", model=name, reason=reason)
 
     async def _answer(self, question: _Question) -> None:
-        """Let the provider's list arrive, then ask its hook."""
+        """Let the provider's list arrive, then ask its hook. A hook that fails says that it does not have the model."""
         ref = question.ref
         try:
             with trio.move_on_after(ASK_DEADLINE):
                 await self._discovered[ref.provider].wait()
-                known = self._catalog.find(str(ref))
-                if known is not None:
-                    question.info = known.info
-                    return
-                entry = next(entry for entry in self._catalog.entries() if entry.provider.id == ref.provider)
-                question.info = await entry.provider.resolve_dynamic(ref.model)
-                if question.info is not None:
-                    self._catalog.learn([question.info])
-                    self._catalog.report(ref.provider, "ready")
-        except ProviderError as error:
-            self._catalog.report(ref.provider, "failed", reason=str(error))
+                question.info = await self._look_up(ref)
+                question.answered = True
+        except Exception as error:  # noqa: BLE001 - the plugin boundary
+            question.answered = True
+            self._catalog.report(ref.provider, "failed", reason=str(error) or type(error).__name__)
             self._log.warning("a provider's hook failed", provider=ref.provider, model=ref.model, error=error)
         finally:
             del self._asking[ref]
-            question.answered.set()
+            question.settled.set()
+
+    async def _look_up(self, ref: ModelRef) -> ModelInfo | None:
+        known = self._catalog.find(str(ref))
+        if known is not None:
+            return known.info
+        entry = next(entry for entry in self._catalog.entries() if entry.provider.id == ref.provider)
+        info = await entry.provider.resolve_dynamic(ref.model)
+        if info is None or info.ref != ref:  # another model is not the one that was asked for
+            return None
+        self._catalog.learn([info])
+        self._catalog.report(ref.provider, "ready")
+        return info
+
+
+@contextmanager
+def open_warmup(
+    catalog: ModelCatalog, *, bus: Bus, clock: Clock, log: Log, system_prompt: SystemPrompt
+) -> Generator[Warmup]:
+    """The warm-up and its inbox, until the block ends; `run` is its service."""
+    send, receive = trio.open_memory_channel[_Question](INBOX_CAPACITY)
+    with send, receive:
+        yield Warmup(catalog, bus=bus, clock=clock, log=log, system_prompt=system_prompt, inbox=(send, receive))
 
 
 def _preferred(models: Sequence[ModelInfo]) -> ModelInfo:

@@ -83,7 +83,7 @@ class Lane:
         return taken
 
     def put_first(self, run: Run) -> list[Run]:
-        """Let `run` be the next. Gives back the runs that had that wish before it and have not begun: it replaces them."""
+        """Let `run` be the next; gives back those that waited with the same wish: it replaces them."""
         replaced = [other for other in self.queue if other.submission.queue_mode == "interrupt"]
         self.queue.appendleft(run)
         return replaced
@@ -140,12 +140,9 @@ class Lanes:
         return lane
 
     def reserve(self, key: str) -> Lane | None:
-        """Hold a place in the session's lane, before anything is written; None when it is full."""
+        """The session's lane if it has a place for one more, before anything is written; None when it is full."""
         lane = self.open(key)
-        if len(lane.queue) + lane.places >= self._cap:
-            return None
-        lane.places += 1
-        return lane
+        return lane if len(lane.queue) + lane.places < self._cap else None
 
     def advance(self, lane: Lane) -> Run | None:
         """Give the next run its turn; None when there is none to give. A lane with nothing to do is forgotten."""

@@ -94,6 +94,11 @@ class Run:
         return self.submission.run_id
 
     @property
+    def begun(self) -> bool:
+        """It has its place on disk: it runs, or does so within this step."""
+        return self.history is not None
+
+    @property
     def text(self) -> str:
         """The reply so far."""
         return "".join(self.parts)
@@ -102,7 +107,7 @@ class Run:
         """The run has its place on disk, and what came before it is known."""
         self.message_seq = message_seq
         self.history = tuple(history)
-        # A scope is entered once, and the wait for a slot may have used this one.
+        # A scope is entered once, and the wait for a slot may have used the one before.
         self.scope = trio.CancelScope()
         if self.stop_reason is not None:
             self.scope.cancel(reason=self.stop_reason)

@@ -58,8 +58,10 @@ class Store(Protocol):
         """
         ...
 
-    async def write(self, work: Transaction[T]) -> T:
+    async def write(self, work: Transaction[T], *, then: Callable[[T], None] | None = None) -> T:
         """Run a transaction and wait for its commit. Cancelled: it may or may not be committed.
+
+        `then` (sync) gets its value once it is committed, before this returns and whether or not anybody still waits.
 
         Raises:
             Unavailable: the disk refuses; nothing was written.
@@ -74,22 +76,27 @@ class Store(Protocol):
     def statistics(self) -> StoreStatistics: ...
 
 
-class _Job(msgspec.Struct, eq=False):
+class Job(msgspec.Struct, eq=False):
+    """A transaction, whom to tell, and what became of it."""
+
     work: Transaction[Any]
     done: Callable[[Outcome[Any]], None]
     outcome: Outcome[Any] = msgspec.field(default_factory=Outcome[Any])
 
 
-class _Waiter(Generic[T]):
+class Waiter(Generic[T]):
     """One task's wait for one outcome."""
 
-    def __init__(self) -> None:
+    def __init__(self, then: Callable[[T], None] | None = None) -> None:
+        self._then = then
         self._ready = trio.Event()
         self._outcome: Outcome[T] | None = None
 
     def settle(self, outcome: Outcome[T]) -> None:
         self._outcome = outcome
         self._ready.set()
+        if self._then is not None and outcome.error is None:
+            self._then(outcome.unwrap())
 
     async def wait(self) -> T:
         await self._ready.wait()
@@ -104,24 +111,24 @@ class SqliteStore:
         self._writer = writer
         self._reader = reader
         self._token = token
-        self._writes: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._reads: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._writes: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._reads: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._commits = 0
         self._transactions = 0
         self._waiting = 0
 
     def submit(self, work: Transaction[T], done: Callable[[Outcome[T]], None]) -> None:
         self._waiting += 1
-        self._writes.put(_Job(work, done))
+        self._writes.put(Job(work, done))
 
-    async def write(self, work: Transaction[T]) -> T:
-        waiter = _Waiter[T]()
+    async def write(self, work: Transaction[T], *, then: Callable[[T], None] | None = None) -> T:
+        waiter = Waiter[T](then)
         self.submit(work, waiter.settle)
         return await waiter.wait()
 
     async def read(self, work: Transaction[T]) -> T:
-        waiter = _Waiter[T]()
-        self._reads.put(_Job(work, waiter.settle))
+        waiter = Waiter[T]()
+        self._reads.put(Job(work, waiter.settle))
         return await waiter.wait()
 
     def statistics(self) -> StoreStatistics:
@@ -155,13 +162,13 @@ class SqliteStore:
             except trio.RunFinishedError:
                 return
 
-    def _tell(self, batch: list[_Job]) -> None:
+    def _tell(self, batch: list[Job]) -> None:
         try:
             self._token.run_sync_soon(self._settle, batch)
         except trio.RunFinishedError:
             pass  # nobody is left to be told; what was committed is on disk
 
-    def _settle(self, batch: list[_Job]) -> None:
+    def _settle(self, batch: list[Job]) -> None:
         self._commits += 1
         self._transactions += len(batch)
         self._waiting -= len(batch)
@@ -174,7 +181,7 @@ class SqliteStore:
         self._reads.put(None)
 
 
-def run_job(db: Db, job: _Job) -> None:
+def run_job(db: Db, job: Job) -> None:
     """Run one transaction's function; its outcome stands in the job."""
     try:
         job.outcome = Outcome(value=job.work(db))
@@ -184,7 +191,7 @@ def run_job(db: Db, job: _Job) -> None:
         job.outcome = Outcome(error=error)
 
 
-def commit_group(db: Db, batch: list[_Job]) -> None:
+def commit_group(db: Db, batch: list[Job]) -> None:
     """Run `batch` in one transaction. After this each job has its outcome, and every value in it is on disk."""
     try:
         db.execute("BEGIN IMMEDIATE")

@@ -35,7 +35,7 @@ async def test_the_ack_precedes_every_event_of_the_run(tmp_path: Path) -> None:
             await client.ask(
                 "chat.send", {"sessionKey": f"s{number}", "message": "SAY:x", "idempotencyKey": f"k{number}"}
             )
-        for number in range(10):
+        for _ in range(10):
             await client.until(lambda frame: frame.get("payload", {}).get("state") == "final")
         for number in range(10):
             about = [i for i, f in enumerate(client.frames) if f.get("payload", {}).get("runId") == f"k{number}"]
@@ -122,6 +122,7 @@ async def test_a_message_past_the_limit_closes_with_1009_and_the_socket_is_gone(
             client = Client(stream)
             await client.upgrade({"Host": f"127.0.0.1:{host.port}"})
             await client.connect(connect_params(token=TOKEN))
+            (connection,) = host.gateway.services.fanout.connections()
             async with trio.open_nursery() as nursery:
 
                 async def flood() -> None:
@@ -136,8 +137,8 @@ async def test_a_message_past_the_limit_closes_with_1009_and_the_socket_is_gone(
             with trio.fail_after(5):
                 while await stream.receive_some():
                     pass
-            while host.gateway.services.fanout.connections():
-                await trio.sleep(0.01)
+            with trio.fail_after(5):
+                await connection.closed.wait()  # type: ignore[attr-defined] # an Audience that is a Connection
 
 
 async def test_a_parked_request_does_not_keep_others_from_working(tmp_path: Path) -> None:

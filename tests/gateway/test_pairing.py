@@ -353,8 +353,15 @@ def test_a_device_tokens_own_field_comes_first() -> None:
     assert details(decision)["code"] == "AUTH_DEVICE_TOKEN_MISMATCH"
 
 
-def test_an_operators_device_token_is_not_a_nodes() -> None:
-    device = paired(READ, tokens=(msgspec.structs.replace(token(READ), role="node"),))
+@pytest.mark.parametrize(
+    "device",
+    [
+        paired(READ, tokens=(msgspec.structs.replace(token(READ), role="node"),)),
+        paired(READ, roles=("node",)),
+        paired(READ, tokens=()),
+    ],
+)
+def test_a_token_of_a_role_that_the_device_does_not_have_is_worth_nothing(device: PairedDevice) -> None:
     decision = decide(facts(**by_device_token(scopes=[READ]), device=device))
     assert details(decision)["code"] == "AUTH_DEVICE_TOKEN_MISMATCH"
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import trio
-from tests.kit.inline_store import InlineStore, open_inline_store
 
 from triops.agents.messages import SystemMessage
 from triops.runtime.bus import Bus
@@ -19,6 +18,8 @@ from triops.runtime.events import CronEvent, HeartbeatEvent, RuntimeEvent
 from triops.runtime.logs import Log
 from triops.runtime.runs.state import Accepted, RunState, Submission, Terminal
 from triops.runtime.store import cron as stored
+from triops.runtime.store.db import Db
+from triops.runtime.testing import FaultyStore, InlineStore, open_inline_store
 
 EPOCH = 1_795_344_245_622
 
@@ -115,20 +116,22 @@ class World:
     @asynccontextmanager
     async def life(self, config: CronConfig = CronConfig()) -> AsyncGenerator["Life"]:
         """A life of the process; leaving it is a kill."""
-        async with self.store() as (store, bus):
+        async with self.store() as (inline, bus):
+            store = FaultyStore(inline)
             with open_scheduler(
                 store, bus, self.runs, config=config, clock=self.clock, log=Log(), path=self.path
             ) as cron:
                 async with trio.open_nursery() as nursery:
                     await nursery.start(cron.run)
-                    yield Life(cron, store)
+                    yield Life(cron, store, inline.db)
                     nursery.cancel_scope.cancel()
 
 
 class Life:
-    def __init__(self, cron: CronScheduler, store: InlineStore) -> None:
+    def __init__(self, cron: CronScheduler, store: FaultyStore, db: Db) -> None:
         self.cron = cron
         self.store = store
+        self.db = db
 
     async def entries(self, **query: Any) -> list[dict[str, Any]]:
         """Receipts, oldest first."""
@@ -137,7 +140,7 @@ class Life:
 
     def slots(self) -> list[tuple[int | None, str | None]]:
         """Every row: its slot and its status, None while it is open."""
-        rows = self.store.db.execute("SELECT slot_ms, status FROM cron_receipts ORDER BY slot_ms").fetchall()
+        rows = self.db.execute("SELECT slot_ms, status FROM cron_receipts ORDER BY slot_ms").fetchall()
         return [(slot, status) for slot, status in rows]
 
 

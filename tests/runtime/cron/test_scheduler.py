@@ -371,7 +371,7 @@ async def test_a_kill_at_any_step_leaves_each_slot_with_one_receipt(
         assert len(ran) == len(set(ran))
         assert len(ran) > moments / 4  # the others were interrupted before, and their errors space the job out
         known = [slot for slot, _ in slots]
-        decided = int(life.store.db.execute("SELECT job ->> 'decidedMs' FROM cron_jobs").fetchall()[0][0])
+        decided = int(life.db.execute("SELECT job ->> 'decidedMs' FROM cron_jobs").fetchall()[0][0])
         assert known == list(range(EPOCH + 5_000, decided + 1, 5_000))
 
 

@@ -1,0 +1,347 @@
+"""The worker of the lanes: gives each run its turn, puts its end on disk, and only then has it told.
+
+One task works one busy lane off. Knows nothing of models and prompts (`turn.py`), nothing of clients, and not how a run
+is accepted.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol
+
+import msgspec
+import trio
+
+from triops.agents.messages import AssistantMessage, Message
+from triops.runtime.boundaries import contain
+from triops.runtime.bus import Bus
+from triops.runtime.clock import Clock
+from triops.runtime.errors import RuntimeFault
+from triops.runtime.events import SessionChanged, SessionMessage
+from triops.runtime.logs import Log
+from triops.runtime.runs.lanes import Lane, Lanes
+from triops.runtime.runs.registry import Registry, Run
+from triops.runtime.runs.state import RunState, Terminal
+from triops.runtime.sessions import agent_of
+from triops.runtime.store import runs as stored_runs
+from triops.runtime.store.db import Db, Transaction
+from triops.runtime.store.sessions import Placed
+from triops.runtime.store.sqlite import Store
+
+RETRY = 1.0  # seconds between tries to store what the disk refused
+
+
+class Draft(msgspec.Struct, frozen=True):
+    """How a turn ended, and the messages that go to disk with its end."""
+
+    terminal: Terminal
+    messages: Sequence[Message] = ()
+
+
+class Desk(Protocol):
+    """What a turn may ask for while it runs."""
+
+    def steer(self) -> list[Run]:
+        """Messages that arrived and are now this run's; sync. They must be saved with the next `save`."""
+        ...
+
+    async def save(self, messages: Sequence[Message], saved: Callable[[], None]) -> None:
+        """A step is on disk when this returns.
+
+        `saved` (sync) is called when it is, whether or not anybody still waits: a save that is cancelled may come
+        through all the same. It has or it has not, before the turn is asked how it ended.
+
+        Raises:
+            Unavailable: the store refuses; nothing was written.
+        """
+        ...
+
+
+class Turn(Protocol):
+    """The turn of one run: what happens between its start and its end."""
+
+    async def reply(self, desk: Desk) -> Draft:
+        """Answer. An exception that it raises is given back to it as `failed`."""
+        ...
+
+    def failed(self, error: Exception) -> Draft:
+        """What is left of the turn, which raised `error`."""
+        ...
+
+    def stopped(self) -> Draft:
+        """What is left of the turn, which was cancelled, by the run's deadline or otherwise."""
+        ...
+
+
+class Worker:
+    """See the module. Its tasks live in the supervisor's nursery, which outlives the cancellation around it: that a run
+    is stopped reaches its turn alone, and what follows the turn needs no shield."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        bus: Bus,
+        clock: Clock,
+        log: Log,
+        registry: Registry,
+        lanes: Lanes,
+        turn: Callable[[Run], Turn],
+        budget: float,
+    ) -> None:
+        self._store = store
+        self._bus = bus
+        self._clock = clock
+        self._log = log
+        self._registry = registry
+        self._lanes = lanes
+        self._turn = turn
+        self._budget = budget
+        self._told: dict[str, Terminal] = {}
+
+    def told(self, run_id: str) -> Terminal | None:
+        """How a run ended whose end was told while the disk has not taken it yet."""
+        return self._told.get(run_id)
+
+    async def work(self, lane: Lane) -> None:
+        """Work a lane off. "Active" is where the program counter stands."""
+        while (run := lane.active) is not None:
+            try:
+                await self._serve(lane, run)
+            finally:
+                lane.free_slot()
+            self._lanes.advance(lane)
+
+    async def drop(self, run: Run) -> None:
+        """End a run that never ran; its message still gets its place."""
+        terminal = run.aborted(self._clock())
+        placed: Sequence[Placed] | None = None
+        try:
+            placed = await self._store.write(partial(_drop, run, terminal))
+        except Exception as error:  # noqa: BLE001 - the run boundary: whatever the disk says, this run is over
+            self._log.error("the end of a run could not be stored", run=run.id, error=error)
+            terminal = msgspec.structs.replace(terminal, error_kind="not_stored", error_message=str(error))
+        announce(self._bus, run.session.key, placed or ())
+        self._registry.drop(run, terminal)
+        if placed is None:
+            await self._store_late(run, partial(_drop, run, terminal))
+
+    # -- one run ---------------------------------------------------------------------------------------------------
+
+    async def _serve(self, lane: Lane, run: Run) -> None:
+        try:
+            begun = run.begun or await self._claim(lane, run)
+        except Exception as error:  # noqa: BLE001 - the run boundary: a fault of ours ends a run, not all of them
+            self._log.error("a run could not be started by our own fault", run=run.id, error=error)
+            run.stop("internal error")
+            begun = False
+        if begun:
+            await self._execute(lane, run)
+            return
+        lane.free_slot()
+        if run.stop_reason is not None:
+            await self.drop(run)
+        else:
+            lane.queue.appendleft(run)  # the lanes are closed: it waits on disk for the next start
+
+    async def _claim(self, lane: Lane, run: Run) -> bool:
+        """Wait for a slot, and give the run its place on disk. False: it was stopped, or nothing begins any more."""
+        with run.scope:
+            await lane.take_slot(self._lanes.slots_for(run.submission))
+        while run.stop_reason is None and not self._lanes.closed:
+            companions = lane.take_collected(run)
+            try:
+                placed, history = await self._store.write(partial(_begin, run, companions, self._clock()))
+            except Exception as error:
+                lane.give_back(companions)
+                if not isinstance(error, RuntimeFault):
+                    raise
+                # It was accepted, so it waits until the disk takes it; nothing of it was told yet.
+                self._log.error("a queued run could not be started, trying again", run=run.id, error=error)
+                await trio.sleep(RETRY)
+                continue
+            run.begin(placed[0].seq, history)
+            for other in companions:
+                self._registry.merge(other, run)
+                run.companions.append(other.submission.message)
+            announce(self._bus, run.session.key, placed)
+            return True
+        return False
+
+    async def _execute(self, lane: Lane, run: Run) -> None:
+        draft: Draft | None = None
+        stored = False
+        with self._registry.running(run):
+            self._changed(run, "start")
+            draft = await self._reply(lane, run)
+            try:
+                placed = await self._store.write(partial(_finish, run, draft, self._clock()))
+            except RuntimeFault as error:
+                self._log.error("the end of a run could not be stored", run=run.id, error=error)
+                run.terminal = self._not_stored(run, error)
+            else:
+                stored = True
+                announce(self._bus, run.session.key, placed)
+                run.terminal = draft.terminal
+        assert run.terminal is not None
+        self._changed(run, "error" if run.state is RunState.ERROR else "end")
+        if not stored:
+            lane.free_slot()
+            await self._store_late(run, partial(_finish, run, _late(run.terminal, draft), self._clock()))
+
+    async def _reply(self, lane: Lane, run: Run) -> Draft:
+        """The turn, however it ends; after it nothing of it is under way any more."""
+        turn = self._turn(run)
+        desk = _Desk(self._store, self._bus, self._registry, self._clock, lane, run)
+        draft: Draft | None = None
+        failure: Exception | None = None
+        run.scope.deadline = trio.current_time() + (run.submission.deadline or self._budget)
+        try:
+            with run.scope:
+                draft = await turn.reply(desk)
+        except Exception as error:  # noqa: BLE001 - the run boundary: every way out has its terminal
+            failure = error
+        run.answered = True
+        await desk.clear()
+        if draft is not None:
+            return draft
+        if failure is None:
+            return turn.stopped()
+        if run.stop_reason is None:
+            return turn.failed(failure)
+        self._log.error("a turn that was stopped failed on its way out", run=run.id, error=failure)
+        return turn.stopped()
+
+    # -- its end ---------------------------------------------------------------------------------------------------
+
+    def _not_stored(self, run: Run, error: Exception) -> Terminal:
+        return Terminal(
+            state=RunState.ERROR,
+            stop_reason="not_stored",
+            text=run.text,
+            error_message=str(error),
+            error_kind="not_stored",
+            started_at=run.started_at,
+            ended_at=self._clock(),
+        )
+
+    async def _store_late(self, run: Run, end: Transaction[list[Placed]]) -> None:
+        """What was told must not be contradicted by the next start: write it when the disk takes it again.
+
+        A lane waits with it: what comes next in its session comes next on disk, too.
+        """
+        ended = [run, *run.merged]
+        for other in ended:
+            assert other.terminal is not None
+            self._told[other.id] = other.terminal
+        with contain(self._log, "the end of a run cannot be stored"):
+            placed = await self._insist(end)
+            for other in ended:
+                del self._told[other.id]
+            announce(self._bus, run.session.key, placed)
+
+    async def _insist(self, end: Transaction[list[Placed]]) -> list[Placed]:
+        while True:
+            try:
+                return await self._store.write(end)
+            except RuntimeFault:
+                await trio.sleep(RETRY)
+
+    def _changed(self, run: Run, phase: str) -> None:
+        key = run.session.key
+        self._bus.publish(
+            SessionChanged(session_key=key, agent_id=agent_of(key), ts=self._clock(), phase=phase, run_id=run.id)
+        )
+
+
+class _Desk:
+    """The worker, as one run's turn sees it."""
+
+    __slots__ = ("_bus", "_clock", "_lane", "_registry", "_run", "_saving", "_store", "_taken")
+
+    def __init__(self, store: Store, bus: Bus, registry: Registry, clock: Clock, lane: Lane, run: Run) -> None:
+        self._store = store
+        self._bus = bus
+        self._registry = registry
+        self._clock = clock
+        self._lane = lane
+        self._run = run
+        self._taken: list[Run] = []
+        self._saving = False
+        """A save was begun and its end is not known."""
+
+    def steer(self) -> list[Run]:
+        if self._run.scope.cancel_called:  # a turn that is being stopped answers nobody any more
+            return []
+        taken = self._lane.take_steering()
+        self._taken.extend(taken)
+        return taken
+
+    async def save(self, messages: Sequence[Message], saved: Callable[[], None]) -> None:
+        run, taken = self._run, list(self._taken)
+
+        def on_disk(placed: Sequence[Placed]) -> None:
+            del self._taken[: len(taken)]
+            for other in taken:
+                self._registry.merge(other, run)
+            announce(self._bus, run.session.key, placed)
+            saved()
+
+        self._saving = True
+        await self._store.write(partial(_save, run, messages, taken, self._clock()), then=on_disk)
+        self._saving = False
+
+    async def clear(self) -> None:
+        """The turn is over: what was taken and not saved waits again, where it was."""
+        if self._saving:
+            await settled(self._store)
+        self._lane.give_back(self._taken)
+
+
+async def settled(store: Store) -> None:
+    """Wait until all that was submitted to the store before this has been told."""
+    told = trio.Event()
+    store.submit(lambda _: None, lambda _: told.set())
+    await told.wait()
+
+
+def announce(bus: Bus, session_key: str, placed: Sequence[Placed]) -> None:
+    """Tell listeners of messages that have their place in a transcript."""
+    for entry in placed:
+        bus.publish(
+            SessionMessage(
+                session_key=session_key,
+                agent_id=agent_of(session_key),
+                message_id=entry.id,
+                seq=entry.seq,
+                message=entry.message,
+                run_id=entry.run_id,
+            )
+        )
+
+
+def _late(terminal: Terminal, draft: Draft | None) -> Draft:
+    """What goes to disk of a run whose end was told as `terminal`: its messages, unless they are what was at fault."""
+    if draft is not None and terminal.error_kind == "not_stored":
+        return Draft(terminal, draft.messages)
+    note = AssistantMessage((), terminal.ended_at, stop_reason="error", error_message=terminal.error_message or "")
+    return Draft(terminal, [note])
+
+
+# -- transactions: they run in the store's thread, on what nobody changes meanwhile -------------------------------------
+
+
+def _begin(run: Run, companions: Sequence[Run], now: int, db: Db) -> tuple[list[Placed], Sequence[str]]:
+    placed, history = stored_runs.claim(db, run.submission, run.session.sid, now)
+    return [placed, *_save(run, [other.submission.message for other in companions], companions, now, db)], history
+
+
+def _save(run: Run, messages: Sequence[Message], merged: Sequence[Run], now: int, db: Db) -> list[Placed]:
+    return stored_runs.save(db, run.session.sid, run.id, messages, [other.id for other in merged], now)
+
+
+def _finish(run: Run, draft: Draft, now: int, db: Db) -> list[Placed]:
+    return stored_runs.finish(db, run.session.sid, run.id, draft.terminal, draft.messages, now)
+
+
+def _drop(run: Run, terminal: Terminal, db: Db) -> list[Placed]:
+    return [stored_runs.drop(db, run.submission, run.session.sid, terminal, terminal.ended_at)]

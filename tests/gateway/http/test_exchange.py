@@ -1,0 +1,292 @@
+"""HTTP/1.1 on one connection, with an answer of the test's own."""
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import h11
+import trio
+import trio.testing
+from tests.kit.wire import HttpAnswer, next_answer
+
+from triops.gateway.http.exchange import (
+    BODY_DEADLINE,
+    IDLE,
+    MAX_BODY,
+    MAX_EARLY,
+    HttpRequest,
+    HttpResponse,
+    refuse,
+    serve_http,
+)
+from triops.gateway.transport import Transport
+
+Clock = trio.testing.MockClock
+
+
+async def echo(request: HttpRequest) -> HttpResponse:
+    body = {"method": request.method, "path": request.path, "query": request.query, "body": request.body.decode()}
+    return HttpResponse(200, body)
+
+
+class Peer:
+    """A client on a memory stream that reads answers one after the other."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self._rest = b""
+
+    async def send(self, text: str) -> None:
+        await self.stream.send_all(text.replace("\n", "\r\n").encode())
+
+    async def answer(self, *, head_only: bool = False) -> HttpAnswer:
+        connection = h11.Connection(h11.CLIENT)
+        connection.send(h11.Request(method="HEAD" if head_only else "GET", target="/", headers=[("Host", "x")]))
+        connection.send(h11.EndOfMessage())
+        if self._rest:
+            connection.receive_data(self._rest)
+        answer = await next_answer(self.stream, connection)
+        self._rest, _ = connection.trailing_data
+        return answer
+
+    async def ended(self) -> bool:
+        return not self._rest and await self.stream.receive_some() == b""
+
+
+@asynccontextmanager
+async def served(
+    answer: Callable[[HttpRequest], Awaitable[HttpResponse]] = echo, busy: Any = nullcontext
+) -> AsyncGenerator[Peer]:
+    ours, theirs = trio.testing.memory_stream_pair()
+
+    async def serve() -> None:
+        await serve_http(Transport(theirs), answer, busy)
+        await trio.aclose_forcefully(theirs)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        yield Peer(ours)
+        nursery.cancel_scope.cancel()
+
+
+async def test_requests_on_one_connection_are_answered_one_after_the_other() -> None:
+    async with served() as peer:
+        for number in range(3):
+            await peer.send(f"POST /a?n={number} HTTP/1.1\nHost: x\nContent-Length: 2\n\nhi")
+            answer = await peer.answer()
+            assert answer.body == {"method": "POST", "path": "/a", "query": f"n={number}", "body": "hi"}
+            assert answer.headers["content-type"] == "application/json; charset=utf-8"
+            assert answer.headers["x-content-type-options"] == "nosniff"
+            assert answer.headers["referrer-policy"] == "no-referrer"
+            assert "microphone=(self)" in answer.headers["permissions-policy"]
+
+
+async def test_pipelined_requests_wait_their_turn() -> None:
+    async with served() as peer:
+        await peer.send("".join(f"GET /{n} HTTP/1.1\nHost: x\n\n" for n in range(5)))
+        assert [(await peer.answer()).body["path"] for _ in range(5)] == [f"/{n}" for n in range(5)]
+
+
+async def test_requests_that_come_while_one_is_answered_are_answered_too(autojump_clock: Clock) -> None:
+    async def slow(request: HttpRequest) -> HttpResponse:
+        await trio.sleep(1)
+        return await echo(request)
+
+    async with served(slow) as peer:
+        await peer.send("GET /0 HTTP/1.1\nHost: x\n\n")
+        for number in range(1, 4):
+            await trio.sleep(0.1)
+            await peer.send(f"GET /{number} HTTP/1.1\nHost: x\n\n")
+        assert [(await peer.answer()).body["path"] for _ in range(4)] == ["/0", "/1", "/2", "/3"]
+
+
+async def test_a_head_request_gets_the_head_alone() -> None:
+    async with served() as peer:
+        await peer.send("HEAD /a HTTP/1.1\nHost: x\n\n")
+        answer = await peer.answer(head_only=True)
+        assert (answer.status, answer.body) == (200, None)
+        assert int(answer.headers["content-length"]) > 10
+        await peer.send("GET /b HTTP/1.1\nHost: x\n\n")
+        assert (await peer.answer()).body["path"] == "/b"
+
+
+async def test_a_chunked_body_is_one_body() -> None:
+    async with served() as peer:
+        await peer.send("POST /a HTTP/1.1\nHost: x\nTransfer-Encoding: chunked\n\n3\nabc\n")
+        await trio.testing.wait_all_tasks_blocked()
+        await peer.send("2\nde\n0\n\n")
+        assert (await peer.answer()).body["body"] == "abcde"
+
+
+async def test_a_request_cut_anywhere_is_the_same_request() -> None:
+    text = b"POST /cut HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"
+    async with served() as peer:
+        for byte in text:
+            await peer.stream.send_all(bytes((byte,)))
+            await trio.testing.wait_all_tasks_blocked()
+        assert (await peer.answer()).body["body"] == "abc"
+
+
+async def test_connection_close_and_http_1_0_are_obeyed() -> None:
+    for request in ("GET / HTTP/1.1\nHost: x\nConnection: close\n\n", "GET / HTTP/1.0\n\n"):
+        async with served() as peer:
+            await peer.send(request)
+            assert (await peer.answer()).status == 200
+            assert await peer.ended()
+
+
+async def test_a_client_that_expects_to_be_told_may_go_on() -> None:
+    async with served() as peer:
+        await peer.send("POST /a HTTP/1.1\nHost: x\nContent-Length: 2\nExpect: 100-continue\n\n")
+        assert (await peer.stream.receive_some()).startswith(b"HTTP/1.1 100")
+        await peer.send("hi")
+        assert (await peer.answer()).body["body"] == "hi"
+
+
+async def test_a_malformed_request_gets_400_and_the_end() -> None:
+    for request in ("GET / HTTP/1.1\n\n", "GET / HTTP/1.1\nHost: x\nContent-Length: x\n\n"):
+        async with served() as peer:
+            await peer.send(request)
+            answer = await peer.answer()
+            assert answer.status == 400
+            assert answer.headers["connection"] == "close"
+            assert answer.body["error"]["type"] == "invalid_request_error"
+            assert await peer.ended()
+
+
+async def test_a_body_past_the_limit_is_413_whether_it_says_so_or_not() -> None:
+    asked: list[HttpRequest] = []
+
+    async def answer(request: HttpRequest) -> HttpResponse:
+        asked.append(request)
+        return await echo(request)
+
+    async with served(answer) as peer:
+        await peer.send(f"POST / HTTP/1.1\nHost: x\nContent-Length: {MAX_BODY + 1}\n\n")
+        refused = await peer.answer()
+        assert refused.status == 413
+        assert str(MAX_BODY) in refused.body["error"]["message"]
+    async with served(answer) as peer:
+        await peer.send("POST / HTTP/1.1\nHost: x\nTransfer-Encoding: chunked\n\n")
+        async with trio.open_nursery() as nursery:
+
+            async def flood() -> None:
+                for _ in range(17):
+                    await peer.stream.send_all(b"100000\r\n" + b"x" * 0x100000 + b"\r\n")
+
+            nursery.start_soon(flood)
+            assert (await peer.answer()).status == 413
+    assert asked == []
+
+
+async def test_a_client_that_leaves_cancels_what_it_asked_for() -> None:
+    cancelled = trio.Event()
+
+    async def wait(request: HttpRequest) -> HttpResponse:
+        try:
+            await trio.sleep_forever()
+        finally:
+            cancelled.set()
+
+    for more in (False, True):
+        cancelled = trio.Event()
+        async with served(wait) as peer:
+            await peer.send("GET / HTTP/1.1\nHost: x\n\n")
+            await trio.testing.wait_all_tasks_blocked()
+            if more:
+                await peer.send("GET /more HTTP/1.1\nHost: x\n\n")
+                await trio.testing.wait_all_tasks_blocked()
+            await peer.stream.aclose()
+            with trio.fail_after(5):
+                await cancelled.wait()
+
+
+async def test_a_reset_while_it_waits_is_no_fault_of_ours() -> None:
+    class Reset(trio.abc.HalfCloseableStream):
+        def __init__(self) -> None:
+            self.data = [b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"]
+
+        async def receive_some(self, max_bytes: int | None = None) -> bytes:
+            await trio.lowlevel.checkpoint()
+            if self.data:
+                return self.data.pop()
+            raise trio.BrokenResourceError
+
+        async def send_all(self, data: object) -> None:
+            raise trio.BrokenResourceError
+
+        async def wait_send_all_might_not_block(self) -> None: ...
+        async def send_eof(self) -> None: ...
+        async def aclose(self) -> None: ...
+
+    async def wait(request: HttpRequest) -> HttpResponse:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    with trio.fail_after(5):
+        await serve_http(Transport(Reset()), wait, nullcontext)
+        await refuse(Transport(Reset()), 400, "no")
+
+
+async def test_a_client_may_not_pile_up_requests_without_end() -> None:
+    async def wait(request: HttpRequest) -> HttpResponse:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    ours, theirs = trio.testing.lockstep_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve_http, Transport(theirs), wait, nullcontext)
+        await ours.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        sent = 0
+        with trio.move_on_after(0.2):
+            while True:
+                await ours.send_all(b"x" * 1024)
+                sent += 1024
+        assert MAX_EARLY <= sent <= MAX_EARLY + 65536 + 1024
+        nursery.cancel_scope.cancel()
+
+
+async def test_silence_ends_a_connection_and_a_body_has_its_time(autojump_clock: Clock) -> None:
+    for said, seconds in (("", IDLE), ("POST / HTTP/1.1\nHost: x\nContent-Length: 5\n\na", BODY_DEADLINE)):
+        async with served() as peer:
+            if said:
+                await peer.send(said)
+            began = trio.current_time()
+            assert await peer.ended()
+            assert trio.current_time() - began == seconds
+
+
+async def test_it_is_busy_from_the_request_to_the_written_answer() -> None:
+    log: list[str] = []
+
+    @contextmanager
+    def busy() -> Any:
+        log.append("busy")
+        yield
+        log.append("idle")
+
+    async def answer(request: HttpRequest) -> HttpResponse:
+        log.append("answer")
+        return HttpResponse(200, {})
+
+    async with served(answer, busy) as peer:
+        await trio.testing.wait_all_tasks_blocked()
+        assert log == []
+        await peer.send("GET / HTTP/1.1\nHost: x\n\n")
+        await peer.answer()
+        await trio.testing.wait_all_tasks_blocked()
+        assert log == ["busy", "answer", "idle"]
+
+
+async def test_who_is_refused_may_finish_what_it_was_sending_but_not_for_ever(autojump_clock: Clock) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(refuse, Transport(theirs), 431, "too large"))
+        began = trio.current_time()
+        while nursery.child_tasks:
+            await ours.send_all(b"still talking")
+            await trio.sleep(0.25)
+        assert trio.current_time() - began <= 1.25
+    data = await ours.receive_some()
+    assert data.startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")

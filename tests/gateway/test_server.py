@@ -1,0 +1,271 @@
+"""The listeners: who gets in, what a storm meets, and how a stop looks from outside."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from tests.kit.host import ECHO, TOKEN, open_test_gateway
+from tests.kit.wire import Client, Refused, connect_params, read_answer
+
+from triops.gateway.server import UNAUTHENTICATED_PER_ADDRESS, PortTaken, open_listeners
+
+Clock = trio.testing.MockClock
+
+
+async def test_a_socket_over_the_real_port_is_a_client_like_any(tmp_path: Path) -> None:
+    async with open_test_gateway(tmp_path) as host:
+        async with await trio.open_tcp_stream("127.0.0.1", host.port) as stream:
+            client = Client(stream)
+            await client.upgrade({"Host": f"localhost:{host.port}"})
+            await client.connect(connect_params(token=TOKEN))
+            await client.say("SAY:hello", key="k")
+            assert (await client.terminal("k"))["state"] == "final"
+
+
+async def test_the_thirty_third_unauthenticated_socket_of_an_address_is_503_and_others_get_in(tmp_path: Path) -> None:
+    async with open_test_gateway(tmp_path) as host, trio.open_nursery() as nursery:
+        leave = trio.Event()
+
+        async def wait(*, task_status: trio.TaskStatus[None]) -> None:
+            async with host.socket("10.0.0.1") as client:
+                await client.event("connect.challenge")
+                task_status.started()
+                await leave.wait()
+
+        for _ in range(UNAUTHENTICATED_PER_ADDRESS):
+            await nursery.start(wait)
+        with pytest.raises(Refused) as refused:
+            async with host.socket("10.0.0.1"):
+                pass
+        assert refused.value.error["status"] == 503
+        async with host.client(address="127.0.0.1"), host.client(address="127.0.0.1"):
+            pass  # another address, and those that said hello do not count
+        leave.set()
+        while len(nursery.child_tasks) > 0:
+            await trio.testing.wait_all_tasks_blocked()
+        await trio.sleep(0.05)
+        async with host.socket("10.0.0.1") as client:
+            await client.event("connect.challenge")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "evil.example"},
+        {"Origin": "https://evil.example"},
+        {"X-Forwarded-For": "10.0.0.1"},
+        {"Forwarded": "for=10.0.0.1"},
+    ],
+)
+async def test_an_upgrade_with_a_foreign_host_or_page_or_proxy_is_refused(
+    tmp_path: Path, headers: dict[str, str]
+) -> None:
+    async with open_test_gateway(tmp_path) as host:
+        with pytest.raises(Refused) as refused:
+            async with host.socket(headers=headers):
+                pass
+        assert refused.value.error["status"] in (400, 403)
+        assert len(host.warnings()) == 1
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["Upgrade: websocket"],
+        ["Upgrade: websocket", "Connection: Upgrade"],
+        ["Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13"],
+        ["Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 7", "Sec-WebSocket-Key: x"],
+        ["Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: x", "A : b"],
+    ],
+)
+async def test_a_malformed_upgrade_is_a_400_and_no_fault_of_ours(
+    tmp_path: Path, lines: list[str], autojump_clock: Clock
+) -> None:
+    async with open_test_gateway(tmp_path, virtual=True) as host:
+        stream = host.dial()
+        head = "\r\n".join(["GET / HTTP/1.1", f"Host: 127.0.0.1:{host.port}", *lines, "", ""])
+        await stream.send_all(head.encode())
+        answer = await stream.receive_some()
+        assert answer.split(b"\r\n")[0].startswith((b"HTTP/1.1 400", b"HTTP/1.1 426"))
+        await trio.sleep(60)
+        assert host.faults() == []
+
+
+async def test_garbage_after_the_upgrade_ends_the_connection_and_nothing_else(tmp_path: Path) -> None:
+    async with open_test_gateway(tmp_path) as host:
+        for garbage in (
+            b"\x81\x05hello",
+            b"\xff" * 100,
+            b"\x81\xfe",
+            b"\x83\x80abcd",
+            b"\x88\x80",
+            b"\x89\xfe\xff\xff" + b"x" * 500,
+        ):
+            async with host.socket() as client:
+                await client.event("connect.challenge")
+                await client.stream.send_all(garbage)
+                await client.stream.send_eof()
+                with trio.fail_after(5):
+                    await client.closed()
+        async with host.client() as client:
+            await client.stream.send_all(b"\x81\x05hello")
+            with trio.fail_after(5):
+                await client.closed()
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        assert host.gateway.services.fanout.connections() == []
+        assert host.faults() == []
+
+
+async def test_a_stop_tells_clients_lets_runs_finish_and_says_goodbye(tmp_path: Path, autojump_clock: Clock) -> None:
+    frames: list[dict[str, Any]] = []
+    closed: list[tuple[int, str]] = []
+
+    async def watch(client: Client) -> None:
+        ended = await client.closed()
+        frames.extend(client.frames)
+        closed.append((ended.code, ended.reason))
+
+    async with trio.open_nursery() as nursery:
+        async with open_test_gateway(tmp_path, virtual=True, grace=10) as host:
+            client = await _connected(host.dial(), host.port)
+            await client.say("TOKENS:50 ITL:100", key="k")
+            await client.ask("agent", {"message": "TOKENS:20 ITL:100", "idempotencyKey": "a", "sessionKey": "s"})
+            await trio.sleep(1)
+            nursery.start_soon(watch, client)
+    names = [frame.get("event") for frame in frames]
+    shutdown = names.index("shutdown")
+    final = next(i for i, frame in enumerate(frames) if frame.get("payload", {}).get("state") == "final")
+    assert shutdown < final
+    finals = [f["payload"] for f in frames if f.get("event") == "chat" and f["payload"]["state"] == "final"]
+    assert {payload["runId"] for payload in finals} == {"a", "k"}
+    assert [frame["payload"]["status"] for frame in frames if frame.get("id") == "r3"] == ["accepted", "ok"]
+    assert closed == [(1012, "service restart")]
+
+
+async def _connected(stream: Any, port: int) -> Client:
+    client = Client(stream, limit=3600)
+    await client.upgrade({"Host": f"127.0.0.1:{port}"})
+    await client.connect(connect_params(token=TOKEN))
+    return client
+
+
+async def test_a_run_that_outlives_the_grace_is_aborted_and_its_clients_hear_it(
+    tmp_path: Path, autojump_clock: Clock
+) -> None:
+    async with trio.open_nursery() as nursery:
+        async with open_test_gateway(tmp_path, virtual=True, grace=3) as host:
+            client = await _connected(host.dial(), host.port)
+            await client.say("HANG", key="k")
+            await client.event("agent", runId="k")
+            nursery.start_soon(client.closed)
+            began = trio.current_time()
+    assert trio.current_time() - began < 6
+    (terminal,) = [payload for payload in client.events("chat", "k") if payload["state"] != "status"]
+    assert (terminal["state"], terminal["stopReason"]) == ("aborted", "restart")
+
+
+async def test_who_waits_for_the_end_over_http_gets_it_when_the_gateway_stops(
+    tmp_path: Path, autojump_clock: Clock
+) -> None:
+    async with trio.open_nursery() as nursery:
+        async with open_test_gateway(tmp_path, virtual=True, grace=10) as host:
+            stream = host.dial()
+            body = json.dumps({"sessionKey": "main", "message": "TOKENS:50 ITL:100", "idempotencyKey": "k"})
+            head = f"POST /rpc/chat.send?wait=final HTTP/1.1\r\nHost: 127.0.0.1:{host.port}\r\n"
+            head += f"Authorization: Bearer {TOKEN}\r\nContent-Length: {len(body)}\r\n\r\n"
+            await stream.send_all(head.encode() + body.encode())
+            await trio.sleep(1)
+            answers: list[Any] = []
+
+            async def read() -> None:
+                answers.append(await read_answer(stream, limit=3600))
+
+            nursery.start_soon(read)
+    assert [answer.body["state"] for answer in answers] == ["final"]
+
+
+async def test_nothing_is_accepted_while_it_stops(tmp_path: Path, autojump_clock: Clock) -> None:
+    async with trio.open_nursery() as nursery:
+        async with open_test_gateway(tmp_path, virtual=True, grace=10) as host:
+            client = await _connected(host.dial(), host.port)
+            await client.say("TOKENS:50 ITL:100", key="k")
+            outcome: list[Any] = []
+
+            async def late() -> None:
+                await client.event("shutdown")
+                try:
+                    outcome.append(await client.say("SAY:late", key="late", session="other"))
+                except Refused as refused:
+                    outcome.append(refused.error)
+                with pytest.raises((Refused, AssertionError, trio.BrokenResourceError)):
+                    await Client(host.dial(), limit=5).upgrade({"Host": f"127.0.0.1:{host.port}"})
+                await client.closed()
+
+            nursery.start_soon(late)
+    (refused,) = outcome
+    assert (refused["code"], refused["retryable"]) == ("UNAVAILABLE", True)
+
+
+async def test_a_stop_without_clients_takes_no_time(tmp_path: Path, autojump_clock: Clock) -> None:
+    async with open_test_gateway(tmp_path, virtual=True, grace=10):
+        began = trio.current_time()
+    assert trio.current_time() == began
+
+
+async def test_a_client_that_does_not_read_cannot_hold_up_a_stop(tmp_path: Path, autojump_clock: Clock) -> None:
+    async with open_test_gateway(tmp_path, virtual=True, grace=1) as host, trio.open_nursery() as nursery:
+        stream = host.dial(lockstep=True)
+        await _connected(stream, host.port)
+        began = trio.current_time()
+        nursery.cancel_scope.cancel()
+    assert trio.current_time() - began < 5
+
+
+async def test_a_gateway_that_is_cancelled_or_fails_is_over_at_once(tmp_path: Path, autojump_clock: Clock) -> None:
+    began = trio.current_time()
+    with trio.CancelScope() as scope:
+        async with open_test_gateway(tmp_path, virtual=True, grace=10) as host, host.client():
+            scope.cancel()
+            await trio.sleep_forever()
+    with pytest.RaisesGroup(ZeroDivisionError, flatten_subgroups=True):
+        async with open_test_gateway(tmp_path / "other", virtual=True, grace=10):
+            raise ZeroDivisionError
+    assert trio.current_time() - began < 1
+
+
+async def test_health_is_told_each_minute_with_its_version(tmp_path: Path, autojump_clock: Clock) -> None:
+    async with open_test_gateway(tmp_path, virtual=True) as host, host.client() as client:
+        frames = [await client.until(lambda frame: frame.get("event") == "health") for _ in range(2)]
+        first, second = (frame["stateVersion"]["health"] for frame in frames)
+        assert second == first + 1
+        assert frames[0]["payload"]["ok"] is True
+
+
+async def test_a_port_that_is_taken_is_an_error_that_says_what_to_do_or_another_port() -> None:
+    (held,) = await open_listeners("127.0.0.1", 0, any_port=False)
+    port = held.socket.getsockname()[1]
+    async with held:
+        with pytest.raises(PortTaken, match=rf"127.0.0.1:{port}.*--port 0"):
+            await open_listeners("127.0.0.1", port, any_port=False)
+        (other,) = await open_listeners("127.0.0.1", port, any_port=True)
+        assert other.socket.getsockname()[1] != port
+        await other.aclose()
+
+
+async def test_many_connects_at_once_are_all_answered(tmp_path: Path) -> None:
+    async with open_test_gateway(tmp_path, config=ECHO) as host:
+        done: list[bool] = []
+
+        async def one(number: int) -> None:
+            async with host.client() as client:
+                await client.say("SAY:x", key=f"k{number}", session=f"s{number}")
+                done.append((await client.terminal(f"k{number}"))["state"] == "final")
+
+        async with trio.open_nursery() as nursery:
+            for number in range(UNAUTHENTICATED_PER_ADDRESS):
+                nursery.start_soon(partial(one, number))
+        assert done == [True] * UNAUTHENTICATED_PER_ADDRESS
