@@ -54,7 +54,7 @@ async def open_host(
 
     Raises:
         InstanceRunning: another process holds the state folder.
-        StateError: the state folder cannot be used.
+        StateError: the state folder cannot be used, or what the configuration names cannot be made.
         Unavailable: the state cannot be opened.
         PortTaken: as it says.
     """
@@ -72,9 +72,12 @@ async def open_host(
         config = loaded.config.gateway
         wanted = config.port if port is None else port
         async with AsyncExitStack() as parts:
-            runtime = await parts.enter_async_context(
-                open_runtime(loaded, paths, log=log, log_file=file, secret=secret)
-            )
+            try:
+                runtime = await parts.enter_async_context(
+                    open_runtime(loaded, paths, log=log, log_file=file, secret=secret)
+                )
+            except* ValueError as group:  # of the configuration; one that comes later is a crash
+                raise StateError(f"{paths.config}: {'; '.join(map(str, leaves(group)))}") from group
             listeners = await open_listeners(config.host, wanted, any_port=any_port)
             gateway = await parts.enter_async_context(
                 open_gateway(runtime, listeners, host=config.host, version=__version__)
@@ -118,7 +121,7 @@ async def _run(loaded: LoadedConfig, port: int | None) -> int:
         failed(group, EXIT_RUNNING)
     except* PortTaken as group:
         failed(group, EXIT_PORT)
-    except* (StateError, Unavailable, ValueError) as group:
+    except* (StateError, Unavailable) as group:
         failed(group, EXIT_CONFIG)
     return code
 

@@ -77,7 +77,7 @@ class ModelCatalog:
         """Say who runs the hooks."""
         self._ask = ask
 
-    # -- asking ----------------------------------------------------------------------------------------------------
+    # -- asking --------------------------------------------------------------------------------------------------------
 
     def find(self, name: str) -> Resolved | None:
         """A model that is known already, by reference, alias or its bare id if only one provider has it."""
@@ -139,7 +139,7 @@ class ModelCatalog:
         tried = f"provider {ref.provider} is {state.state}" + (f" ({state.reason})" if state.reason else "")
         return f"unknown model {name!r}: {tried} and does not have it{hint}"
 
-    # -- told by the warm-up ---------------------------------------------------------------------------------------
+    # -- told by the warm-up -------------------------------------------------------------------------------------------
 
     def learn(self, models: Sequence[ModelInfo]) -> None:
         """These models exist. What the configuration says of a model is kept."""

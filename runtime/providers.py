@@ -90,6 +90,10 @@ def _configured(
         settings["login_file"] = _login_file(environ)
     if api == "scripted":
         settings = {"id": id}
+    if settings.get("base_url", "") is None and api != "codex":
+        raise ValueError(
+            f"models.providers.{id}.baseUrl is missing: write where {id} is, such as http://127.0.0.1:1234/v1"
+        )
     given = {name: value for name, value in settings.items() if value is not None}
     return ProviderEntry(provider=open_provider(api, **given), why="configured", models=tuple(models))
 

@@ -50,7 +50,7 @@ ECHO = {"agents": {"defaults": {"model": {"primary": "scripted/echo"}}}}
 
 
 class InlineStore:
-    """A store without threads: each transaction runs where it is submitted. A mock clock would jump ahead of a thread."""
+    """A store without threads, ahead of which a mock clock would jump: each transaction runs where it is submitted."""
 
     def __init__(self, db: Db) -> None:
         self.db = db
@@ -306,7 +306,7 @@ async def open_test_runtime(
 
 
 def copy_state(source: Path, target: Path) -> None:
-    """Copy the database of the state folder `source` to the folder `target`, as a kill at this moment would leave it."""
+    """Copy the database of the state folder `source` to the folder `target`: what a kill at this moment would leave."""
     target.mkdir(parents=True, exist_ok=True)
     database = Paths(source, source / "triops.json").database
     for file in source.glob(f"{database.name}*"):

@@ -215,7 +215,7 @@ class ChatTurn:
             now=self._clock,
         )
 
-    # -- how it ends -----------------------------------------------------------------------------------------------
+    # -- how it ends ---------------------------------------------------------------------------------------------------
 
     def _final(self, message: AssistantMessage) -> Draft:
         model = self._progress.model

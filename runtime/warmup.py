@@ -64,7 +64,7 @@ class Warmup:
         self._decided = trio.Event()
         catalog.served_by(self.ask)
 
-    # -- asked by runs ---------------------------------------------------------------------------------------------
+    # -- asked by runs -------------------------------------------------------------------------------------------------
 
     async def ask(self, ref: ModelRef) -> ModelInfo | None:
         """What the provider's hooks say of a model that no list holds; None when it is not theirs.
@@ -99,7 +99,7 @@ class Warmup:
             inbox=inbox.current_buffer_used, inbox_capacity=int(inbox.max_buffer_size), asking=len(self._asking)
         )
 
-    # -- the service -----------------------------------------------------------------------------------------------
+    # -- the service ---------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Warm every provider, then answer questions, until cancelled."""

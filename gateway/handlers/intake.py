@@ -42,11 +42,9 @@ def user_message(call: Call, text: str, attachments: Sequence[Attachment], key: 
     Raises:
         WireError: there is nothing, it is too long, or an attachment is not an image.
     """
-    size = len(text.encode("utf-8", "surrogatepass"))
+    size = len(text.encode())
     if size > MAX_TEXT:
         raise WireError("INVALID_REQUEST", f"message has {size} bytes; at most {MAX_TEXT} are allowed")
-    if any("\ud800" <= char <= "\udfff" for char in text):
-        raise WireError("INVALID_REQUEST", "message holds a lone surrogate; send valid Unicode")
     if not text.strip() and not attachments:
         raise WireError("INVALID_REQUEST", "message or attachment required")
     images = [_image(attachment) for attachment in attachments]

@@ -96,7 +96,7 @@ class Supervisor:
         """Where workers live; None before and after."""
         self._over = trio.Event()
 
-    # -- asked by others -------------------------------------------------------------------------------------------
+    # -- asked by others -----------------------------------------------------------------------------------------------
 
     async def submit(self, submission: Submission, *, acknowledge: Acknowledge | None = None) -> Accepted:
         """Have a run accepted. On return (and when `acknowledge`, sync, is called) it is on disk.
@@ -126,15 +126,18 @@ class Supervisor:
         Raises:
             NotFound: nobody submitted it.
         """
-        for _ in range(2):  # a run may be accepted or end between the look at memory and the look at the disk
+        for _ in range(2):
             run = self._registry.get(run_id)
             if run is not None:
                 await run.ended.wait()
                 assert run.terminal is not None
                 return run.terminal
             stored = await self.find(run_id)
-            if stored is not None and stored.terminal is not None:
+            if stored is None:
+                break
+            if stored.terminal is not None:
                 return stored.terminal
+            await settled(self._store)  # it was accepted or ended between the two looks: by now that is told
         raise NotFound(f"unknown run: {run_id}")
 
     def open_run(self, run_id: str) -> Run | None:
@@ -192,7 +195,7 @@ class Supervisor:
             lanes=self._lanes.statistics(),
         )
 
-    # -- its own life ----------------------------------------------------------------------------------------------
+    # -- its own life --------------------------------------------------------------------------------------------------
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Take submissions from the inbox until `drain`, and live until the last worker is done.
@@ -241,7 +244,7 @@ class Supervisor:
                 run.stop("restart")
         await self._over.wait()
 
-    # -- accepting -------------------------------------------------------------------------------------------------
+    # -- accepting -----------------------------------------------------------------------------------------------------
 
     def _reserve(self, request: _Request) -> None:
         submission = request.submission

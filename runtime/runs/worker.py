@@ -125,7 +125,7 @@ class Worker:
         if placed is None:
             await self._store_late(run, partial(_drop, run, terminal))
 
-    # -- one run ---------------------------------------------------------------------------------------------------
+    # -- one run -------------------------------------------------------------------------------------------------------
 
     async def _serve(self, lane: Lane, run: Run) -> None:
         try:
@@ -202,16 +202,15 @@ class Worker:
             failure = error
         run.answered = True
         await desk.clear()
-        if draft is not None:
-            return draft
-        if failure is None:
+        if run.stop_reason is not None and failure is not None:
+            self._log.error("a turn that was stopped failed on its way out", run=run.id, error=failure)
+        if run.stop_reason is not None:  # who stopped it was told that it worked
             return turn.stopped()
-        if run.stop_reason is None:
+        if failure is not None:
             return turn.failed(failure)
-        self._log.error("a turn that was stopped failed on its way out", run=run.id, error=failure)
-        return turn.stopped()
+        return draft or turn.stopped()
 
-    # -- its end ---------------------------------------------------------------------------------------------------
+    # -- its end -------------------------------------------------------------------------------------------------------
 
     def _not_stored(self, run: Run, error: Exception) -> Terminal:
         return Terminal(
@@ -327,7 +326,7 @@ def _late(terminal: Terminal, draft: Draft | None) -> Draft:
     return Draft(terminal, [note])
 
 
-# -- transactions: they run in the store's thread, on what nobody changes meanwhile -------------------------------------
+# -- transactions, for the store's thread: they read only what nobody changes ------------------------------------------
 
 
 def _begin(run: Run, companions: Sequence[Run], now: int, db: Db) -> tuple[list[Placed], Sequence[str]]:

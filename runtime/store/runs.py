@@ -208,7 +208,7 @@ def recover(db: Db, now: int, *, max_age_ms: int) -> tuple[list[Stored], list[St
     """After a start: what was running is ended (`aborted`, `restart`), what is queued and too old as well.
 
     Returns:
-        The runs ended here, and the queued ones to run, oldest first.
+        The runs ended here, each followed by those that it had taken in, and the queued ones to run, oldest first.
     """
     rows = db.execute("SELECT id FROM runs WHERE state IN ('queued', 'running') ORDER BY n").fetchall()
     ended: list[Stored] = []
@@ -228,5 +228,7 @@ def recover(db: Db, now: int, *, max_age_ms: int) -> tuple[list[Stored], list[St
         else:
             drop(db, stored.submission, stored.session.sid, terminal, now)
         ended.append(msgspec.structs.replace(stored, terminal=terminal))
+        merged = db.execute("SELECT id FROM runs WHERE merged_into = ? ORDER BY n", (run_id,)).fetchall()
+        ended += [other for (id,) in merged if (other := find(db, id)) is not None]
     db.execute("DELETE FROM runs WHERE accepted_at < ? AND state NOT IN ('queued', 'running')", (now - KEEP_MS,))
     return ended, waiting

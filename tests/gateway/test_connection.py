@@ -60,7 +60,6 @@ async def test_what_comes_before_connect_and_is_not_it_is_closed_with_a_reason(
         await client.send(frame)
         closed = await client.closed()
         assert (closed.code, closed.reason) == (code, reason)
-        assert host.faults() == []
 
 
 async def test_a_binary_frame_before_connect_closes_and_after_it_is_refused(tmp_path: Path) -> None:
@@ -103,7 +102,6 @@ async def test_requests_that_are_not_are_answered_and_the_socket_stays(tmp_path:
             await client.request("chat.send", {"sessionKey": 7})
         assert "/sessionKey" in refused.value.error["message"]
         assert await client.request("health")
-        assert host.faults() == []
 
 
 async def test_frames_that_come_right_behind_connect_are_taken_up_after_the_hello(tmp_path: Path) -> None:
@@ -204,7 +202,6 @@ async def test_a_client_is_pinged_and_dropped_when_it_does_not_answer(tmp_path: 
             assert closed.code == 1006
             assert trio.current_time() - began <= 2 * PING_EVERY
         assert host.gateway.services.fanout.connections() == []
-        assert host.faults() == []
 
 
 async def test_every_client_hears_a_tick_each_thirty_seconds(tmp_path: Path, autojump_clock: Clock) -> None:
@@ -227,7 +224,6 @@ async def test_a_client_that_leaves_does_not_end_its_run(tmp_path: Path, autojum
         async with host.client() as client:
             await client.say("TOKENS:20 ITL:100", key="k")
         assert (await other.terminal("k"))["state"] == "final"
-        assert host.faults() == []
 
 
 async def test_a_ping_that_crosses_our_close_is_no_fault_of_ours(tmp_path: Path) -> None:
@@ -238,7 +234,6 @@ async def test_a_ping_that_crosses_our_close_is_no_fault_of_ours(tmp_path: Path)
         with pytest.raises((Closed, trio.BrokenResourceError)):
             await client.read()
         await trio.testing.wait_all_tasks_blocked(0.01)
-        assert host.faults() == []
 
 
 async def test_a_payload_that_cannot_be_encoded_is_a_refusal_and_not_the_end(tmp_path: Path) -> None:
@@ -249,7 +244,7 @@ async def test_a_payload_that_cannot_be_encoded_is_a_refusal_and_not_the_end(tmp
         return {"value": object()}
 
     try:
-        async with open_test_gateway(tmp_path) as host, host.client() as client:
+        async with open_test_gateway(tmp_path, faulty=True) as host, host.client() as client:
             with pytest.raises(Refused) as refused:
                 await client.request("test.unencodable")
             assert refused.value.error["code"] == "INTERNAL_ERROR"

@@ -144,12 +144,14 @@ async def open_test_gateway(
     clock: Clock | None = None,
     grace: float = 0.5,
     environ: Mapping[str, str] | None = None,
+    faulty: bool = False,
 ) -> AsyncGenerator[TestHost]:
     """Open everything on `tmp_path/state`; `script` goes to the scripted provider, which obeys the messages without.
 
     `virtual` is for a mock clock: no thread works (it would be jumped over), and the wall clock follows Trio's.
     `providers` replaces the scripted one; without any, pass `providers=()` for what the configuration names.
-    Leaving the block stops the gateway as a signal would; runs get `grace` seconds.
+    Leaving the block stops the gateway as a signal would; runs get `grace` seconds. A fault of our own in the log fails
+    the test, unless it is `faulty` on purpose.
     """
     paths = Paths(tmp_path / "state", tmp_path / "state" / "triops.json")
     prepare_state(paths)
@@ -191,3 +193,4 @@ async def open_test_gateway(
             open_gateway(runtime, listeners, host="127.0.0.1", version="0.0.0-test", grace=grace)
         )
         yield TestHost(runtime, gateway, model, records, clients, VIRTUAL_LIMIT if virtual else LIMIT)
+    assert faulty or not (faults := [record for record in records if record.level == "error"]), faults

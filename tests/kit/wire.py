@@ -189,6 +189,12 @@ class Client:
 
         return (await self.until(wanted))["payload"]
 
+    async def ended(self, run_id: str) -> dict[str, Any]:
+        """A run's terminal, whether it was read already or is still to come."""
+        over = ("final", "aborted", "error")
+        told = [payload for payload in self.events("chat", run_id) if payload["state"] in over]
+        return told[0] if told else await self.terminal(run_id)
+
     def events(self, name: str | None = None, run_id: str | None = None) -> list[dict[str, Any]]:
         """The payloads of events that came so far."""
         return [

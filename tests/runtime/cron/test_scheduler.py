@@ -19,6 +19,7 @@ from triops.runtime.logs import Log
 from triops.runtime.runs.state import RunState, Terminal
 from triops.runtime.store import cron as stored
 from triops.runtime.store.sqlite import open_store
+from triops.runtime.testing import FaultyStore
 
 MINUTE = 60_000
 DAY = 86_400_000
@@ -696,7 +697,7 @@ async def test_a_scheduler_that_failed_starts_again_and_goes_on(world: World, au
         with open_scheduler(
             store, bus, world.runs, config=CronConfig(), clock=world.clock, log=Log(), path=world.path
         ) as cron:
-            life = Life(cron, store)
+            life = Life(cron, FaultyStore(store), store.db)
             nursery.start_soon(lambda: supervise("cron", cron.run, log=Log()))
             await cron.add(STORY)
             await trio.sleep(361)

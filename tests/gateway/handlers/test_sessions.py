@@ -1,0 +1,145 @@
+"""`sessions.*` over a socket."""
+
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from tests.kit.host import open_test_gateway
+from tests.kit.wire import Refused
+
+Clock = trio.testing.MockClock
+
+
+async def test_a_session_is_made_with_its_first_message_and_stays_listed(tmp_path: Path) -> None:
+    async with open_test_gateway(tmp_path) as host, host.client() as client:
+        await client.request("sessions.subscribe")
+        made = await client.request("sessions.create", {"label": "Work", "message": "SAY:begun", "idempotencyKey": "k"})
+        assert (made["ok"], made["runStarted"], made["runId"], made["status"]) == (True, True, "k", "started")
+        assert made["entry"]["label"] == "Work"
+        assert (await client.ended("k"))["sessionKey"] == made["key"]
+        assert [p["reason"] for p in client.events("sessions.changed") if "reason" in p][0] == "create"
+        (row,) = (await client.request("sessions.list", {"label": "Work"}))["sessions"]
+        assert (row["key"], row["sessionId"], row["status"]) == (made["key"], made["sessionId"], "done")
+        assert row["lastMessagePreview"] == "begun"
+        sent = await client.request("sessions.send", {"key": made["key"], "message": "SAY:more"})
+        assert sent["status"] == "started"
+        assert (await client.ended(sent["runId"]))["message"]["content"][0]["text"] == "more"
+
+
+async def test_a_session_without_a_message_has_no_run(tmp_path: Path) -> None:
+    async with open_test_gateway(tmp_path) as host, host.client() as client:
+        made = await client.request("sessions.create", {"key": "notes"})
+        assert (made["key"], made["runStarted"]) == ("agent:main:notes", False)
+        again = await client.request("sessions.create", {"key": "notes"})
+        assert again["sessionId"] == made["sessionId"]
+        assert host.model.requests == []
+
+
+async def test_a_session_that_cannot_run_is_made_and_says_why(tmp_path: Path) -> None:
+    async with open_test_gateway(tmp_path) as host, host.client() as client:
+        made = await client.request("sessions.create", {"key": "notes", "message": "  "})
+        assert made["runStarted"] is False
+        assert made["runError"]["code"] == "INVALID_REQUEST"
+        with pytest.raises(Refused, match="label already in use"):
+            await client.request("sessions.create", {"key": "a", "label": "L"})
+            await client.request("sessions.create", {"key": "b", "label": "L"})
+        with pytest.raises(Refused, match="scripted/echo"):
+            await client.request("sessions.create", {"key": "c", "model": "scripted/ecko"})
+        made = await client.request("sessions.create", {"key": "d", "model": "scripted/echo", "task": "SAY:x"})
+        assert made["runStarted"] is True
+
+
+async def test_only_a_session_that_exists_can_be_sent_to(tmp_path: Path) -> None:
+    async with open_test_gateway(tmp_path) as host, host.client() as client:
+        with pytest.raises(Refused) as refused:
+            await client.request("sessions.send", {"key": "nowhere", "message": "x"})
+        assert refused.value.error["details"]["code"] == "NOT_FOUND"
+        assert (await client.request("sessions.list"))["sessions"] == []
+
+
+async def test_the_list_is_paged_and_filtered(tmp_path: Path, autojump_clock: Clock) -> None:
+    async with open_test_gateway(tmp_path, virtual=True) as host:
+        for number in range(5):
+            await host.rpc("sessions.create", {"key": f"s{number}", "label": f"L{number}"})
+            await trio.sleep(60)
+        page = await host.rpc("sessions.list", {"limit": 2, "offset": 1})
+        assert [row["label"] for row in page["sessions"]] == ["L3", "L2"]
+        assert (page["count"], page["totalCount"], page["hasMore"], page["nextOffset"]) == (2, 5, True, 3)
+        last = await host.rpc("sessions.list", {"limit": 2, "offset": 4})
+        assert (last["hasMore"], last["nextOffset"]) == (False, None)
+        recent = await host.rpc("sessions.list", {"activeMinutes": 2})
+        assert [row["label"] for row in recent["sessions"]] == ["L4", "L3"]
+        found = await host.rpc("sessions.list", {"search": "S2"})
+        assert [row["label"] for row in found["sessions"]] == ["L2"]
+        percent = await host.rpc("sessions.list", {"search": "%"})
+        assert percent["sessions"] == []
+
+
+async def test_a_running_session_says_so(tmp_path: Path) -> None:
+    async with open_test_gateway(tmp_path) as host, host.client() as client:
+        await client.say("HANG", key="k")
+        await client.event("agent", runId="k")
+        (row,) = (await client.request("sessions.list"))["sessions"]
+        assert (row["status"], row["hasActiveRun"], row["activeRunIds"]) == ("running", True, ["k"])
+        assert (row["isMain"], row["classification"], row["model"]) == (True, "main", "echo")
+        await client.request("chat.abort", {"sessionKey": "main"})
+        await client.ended("k")
+        (row,) = (await client.request("sessions.list"))["sessions"]
+        assert (row["status"], row["hasActiveRun"], row["activeRunIds"]) == ("killed", False, [])
+
+
+async def test_a_reset_stops_runs_keeps_the_transcript_and_makes_the_model_forget(tmp_path: Path) -> None:
+    async with open_test_gateway(tmp_path) as host, host.client() as client:
+        await client.request("sessions.subscribe")
+        await client.say("SAY:before", key="k1")
+        await client.ended("k1")
+        await client.say("HANG", key="k2")
+        await client.event("agent", runId="k2")
+        was = (await client.request("sessions.list"))["sessions"][0]["sessionId"]
+        reset = await client.request("sessions.reset", {"key": "main", "reason": "new"})
+        assert (reset["ok"], reset["key"], reset["entry"]["sessionId"]) == (True, "agent:main:main", was)
+        assert (await client.ended("k2"))["stopReason"] == "reset"
+        assert "new" in [payload.get("reason") for payload in client.events("sessions.changed")]
+        await client.say("SAY:after", key="k3")
+        await client.ended("k3")
+        assert [message.content for message in host.model.requests[-1].messages] == ["SAY:after"]
+        assert (await client.request("chat.history", {"sessionKey": "main"}))["totalMessages"] == 5
+        with pytest.raises(Refused) as refused:
+            await client.request("sessions.reset", {"key": "main", "expectedSessionId": "another"})
+        assert refused.value.error["details"]["reason"] == "session-changed"
+
+
+async def test_subscriptions_hold_until_they_are_given_back(tmp_path: Path) -> None:
+    async with open_test_gateway(tmp_path) as host, host.client() as client, host.client() as writer:
+        assert await client.request("sessions.subscribe") == {"subscribed": True}
+        with_list = await client.request("sessions.subscribe", {"limit": 3})
+        assert with_list["list"]["limitApplied"] == 3
+        assert await client.request("sessions.unsubscribe") == {"subscribed": False}
+        assert await client.request("sessions.messages.subscribe", {"key": "ONE"}) == {
+            "subscribed": True,
+            "key": "agent:main:one",
+        }
+        for key in ("one", "two"):
+            await writer.say("SAY:x", key=key, session=key)
+            await writer.ended(key)
+            await client.ended(key)
+        assert {payload["sessionKey"] for payload in client.events("session.message")} == {"agent:main:one"}
+        assert (await client.request("sessions.messages.unsubscribe", {"key": "one"}))["subscribed"] is False
+        before = len(client.events("session.message"))
+        await writer.say("SAY:x", key="again", session="one")
+        await client.ended("again")
+        await client.request("health")
+        assert len(client.events("session.message")) == before
+
+
+async def test_scoped_clients_hear_runs_of_their_sessions_only(tmp_path: Path) -> None:
+    async with open_test_gateway(tmp_path) as host, host.client(caps=("session-scoped-events",)) as client:
+        await client.request("sessions.messages.subscribe", {"key": "mine"})
+        async with host.client() as writer:
+            for key in ("theirs", "mine"):
+                await writer.say("SAY:x", key=key, session=key)
+                await writer.ended(key)
+        await client.ended("mine")
+        assert {p["sessionKey"] for p in client.events("chat") + client.events("agent")} == {"agent:main:mine"}
