@@ -80,8 +80,9 @@ class Outbox:
             self._bytes += len(joined.encoded.prefix) - len(before.encoded.prefix)
             self._merged += 1
             return
-        self._waiting[delta.key] = self._taken + len(self._queue)
-        self._append(delta, len(delta.encoded.prefix))
+        if not self.overflowed:
+            self._waiting[delta.key] = self._taken + len(self._queue)
+            self._append(delta, len(delta.encoded.prefix))
 
     def _append(self, item: bytes | EncodedEvent | Delta, size: int, *, ring: bool = True) -> None:
         if self.overflowed:

@@ -184,10 +184,11 @@ async def open_listeners(host: str, port: int, *, any_port: bool) -> list[trio.S
     try:
         return await trio.open_tcp_listeners(port, host=host, backlog=BACKLOG)
     except OSError as error:
-        if any_port and error.errno == EADDRINUSE:
-            return await trio.open_tcp_listeners(0, host=host, backlog=BACKLOG)
-        hint = "use --port 0 for any free one, or set gateway.port"
-        raise PortTaken(error.errno, f"cannot listen on {host}:{port}: {error.strerror}; {hint}") from error
+        taken = error
+    if any_port and taken.errno == EADDRINUSE:
+        return await trio.open_tcp_listeners(0, host=host, backlog=BACKLOG)
+    hint = "use --port 0 for any free one, or set gateway.port"
+    raise PortTaken(taken.errno, f"cannot listen on {host}:{port}: {taken.strerror}; {hint}") from taken
 
 
 @asynccontextmanager

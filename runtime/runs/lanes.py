@@ -108,6 +108,8 @@ class Lanes:
         self._lanes: dict[str, Lane] = {}
         self.closed = False
         """No lane gives another run its turn: what waits, waits for the next start."""
+        self.stopping = False
+        """What has its turn is being stopped, and so is what comes to it by now."""
         # Runs that others wait for have slots of their own, those of sub-agents by their depth: who holds a slot while
         # it waits for a child can never hold the slot that the child needs. (A `tool` run is waited for with a limit.)
         self._limits = {

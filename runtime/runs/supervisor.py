@@ -239,6 +239,7 @@ class Supervisor:
         self.life.deadline = trio.current_time() + grace + COMMIT_GRACE
         with trio.move_on_after(grace):
             await self._over.wait()
+        self._lanes.stopping = True
         for run in self.open_runs():
             if run.begun:
                 run.stop("restart")

@@ -195,6 +195,8 @@ class Worker:
         draft: Draft | None = None
         failure: Exception | None = None
         run.scope.deadline = trio.current_time() + (run.submission.deadline or self._budget)
+        if self._lanes.stopping:
+            run.stop("restart")
         try:
             with run.scope:
                 draft = await turn.reply(desk)

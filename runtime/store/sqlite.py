@@ -8,6 +8,7 @@ returned: WAL with `synchronous=FULL` means that it is on disk then.
 Readers have a connection and a thread of their own; a read that starts after a write was answered sees it.
 """
 
+import os
 import queue
 import threading
 from collections.abc import AsyncGenerator, Callable
@@ -20,6 +21,7 @@ import msgspec
 import trio
 
 from triops.runtime.errors import RuntimeFault, Unavailable
+from triops.runtime.paths import StateError, open_private
 from triops.runtime.store.db import Db, Transaction
 from triops.runtime.store.migrations import migrate
 
@@ -220,13 +222,18 @@ def connect(path: Path, *, readonly: bool = False) -> Db:
     """Open the database file with the settings that the promises need.
 
     Raises:
-        apsw.Error: it cannot be opened.
+        apsw.Error, StateError: it cannot be opened.
     """
+    if not path.exists():
+        os.close(open_private(path, os.O_RDWR))  # SQLite would let others read it; its WAL takes the file's mode
     flags = apsw.SQLITE_OPEN_READWRITE | (0 if readonly else apsw.SQLITE_OPEN_CREATE)
     connection = apsw.Connection(str(path), flags=flags, statementcachesize=200)
     connection.set_busy_timeout(5000)
     db = cast("Db", connection)
-    db.execute("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON; PRAGMA cache_size=-8192")
+    # All rows are read: a statement that gives one back holds up those behind it.
+    db.execute(
+        "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON; PRAGMA cache_size=-8192"
+    ).fetchall()
     if readonly:
         db.execute("PRAGMA query_only=ON")
     return db
@@ -246,7 +253,7 @@ async def open_store(path: Path) -> AsyncGenerator[Store]:
         writer = connect(path)
         migrate(writer)
         reader = connect(path, readonly=True)
-    except apsw.Error as error:
+    except (apsw.Error, StateError) as error:
         raise Unavailable(f"cannot open the state at {path}: {error}; move the file aside to start afresh") from error
     store = SqliteStore(writer, reader, trio.lowlevel.current_trio_token())
     threads = [

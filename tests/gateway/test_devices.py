@@ -122,7 +122,7 @@ def test_what_is_no_signature_is_invalid(signature: str) -> None:
         {"publicKey": "AAAA"},
         {"publicKey": "!!!"},
         {"publicKey": " "},
-        {"publicKey": PUBLIC[:9] + "!" + PUBLIC[9:]},
+        {"publicKey": PUBLIC[:9] + "!!!!" + PUBLIC[9:]},
         {"publicKey": "ключ"},
         {"publicKey": "-----BEGIN PUBLIC KEY-----"},
         {"publicKey": "", "id": hashlib.sha256(b"").hexdigest()} | {"publicKey": "="},

@@ -1,4 +1,4 @@
-"""The door with real records behind it: devices, tokens, limits. What it decides is tested with `pairing` and `auth`."""
+"""The door with real records behind it: devices, tokens, limits. Its decisions are tested with `pairing` and `auth`."""
 
 from pathlib import Path
 from typing import Any
@@ -7,9 +7,9 @@ import pytest
 import trio
 import trio.testing
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from tests.kit.host import ECHO, TOKEN, TestHost, open_test_gateway
 from tests.kit.wire import Refused, connect_params
+
 from triops.gateway.client import DeviceIdentity
 
 Clock = trio.testing.MockClock
@@ -26,7 +26,8 @@ async def connect(
     """A connect with a device proof; its hello."""
     async with host.socket(address) as socket:
         challenge = await socket.event("connect.challenge")
-        params = connect_params(**({"token": TOKEN, "client": "test", "mode": "test"} | more))
+        settings: dict[str, Any] = {"token": TOKEN, "client": "test", "mode": "test"} | more
+        params = connect_params(**settings)
         params["device"] = device.proof(params, challenge) | (spoil or {})
         return await socket.request("connect", params)
 

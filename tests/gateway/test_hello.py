@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-
 from tests.kit.host import TOKEN, open_test_gateway
 from tests.kit.wire import Refused, connect_params
+
 from triops.gateway.hello import EVENTS
 from triops.gateway.methods import METHODS
 

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from tests.kit.process import Home, open_gateway_process, stop
+from tests.kit.process import Home, open_gateway_process
 
 SCRIPTED = {
     "models": {"providers": {"scripted": {"api": "scripted"}}},
@@ -45,10 +44,7 @@ async def test_a_configuration_that_cannot_be_used_says_what_and_exits_78(
     tmp_path: Path, config: dict[str, Any], words: str
 ) -> None:
     home = Home(tmp_path, config)
-    try:
-        ran = await home.run("gateway", "run", "--port", "0")
-    finally:
-        await stop(home)
+    ran = await home.run("gateway", "run", "--port", "0")
     assert ran.code == 78, ran
     assert words in ran.err
     assert "Traceback" not in ran.err

@@ -74,7 +74,7 @@ def fields_of(name: str) -> tuple[str, ...]:
     kind = METHODS[name].decoder.type
     if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
         return FIELDS_OF_CRON_ADD
-    return tuple(field.encode_name for field in msgspec.structs.fields(kind))
+    return tuple(field.encode_name for field in msgspec.structs.fields(kind) if field.type is not Any)
 
 
 def test_the_table_is_what_the_protocol_promises_and_each_scope_exists() -> None:
@@ -87,7 +87,7 @@ def test_the_table_is_what_the_protocol_promises_and_each_scope_exists() -> None
 @pytest.mark.parametrize("name", sorted(ADVERTISED))
 async def test_no_params_make_a_method_fail_by_our_own_fault(tmp_path: Path, name: str) -> None:
     config = ECHO | {"messages": {"queue": {"cap": 1000}}}
-    async with open_test_gateway(tmp_path, config=config) as host, host.client() as client:
+    async with open_test_gateway(tmp_path, config=config, virtual=True) as host, host.client() as client:
         host.gateway.services.writes.count = lambda *_: None  # type: ignore[method-assign] # else it is all that is seen
         await host.rpc("chat.send", {"sessionKey": "main", "message": "SAY:x", "idempotencyKey": "k"}, final=True)
         whole = WHOLE.get(name, {})

@@ -7,7 +7,6 @@ import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec.structs import replace
 
 from triops.agents.messages import Text
 from triops.gateway.frames import encode_event
@@ -15,8 +14,8 @@ from triops.gateway.outbox import BATCH_BYTES, MAX_BYTES, MAX_FRAMES, Delta, Out
 from triops.gateway.schema.events import AgentEvent, ChatEvent, ShownMessage
 
 
-def agent_delta(text: str, new: str, run: str = "r", seq: int = 1) -> Delta:
-    data = {"text": text, "delta": new, "itemId": f"{run}:1"}
+def agent_delta(text: str, new: str, run: str = "r", seq: int = 1, index: int = 1) -> Delta:
+    data = {"text": text, "delta": new, "itemId": f"{run}:{index}"}
     payload = AgentEvent(run_id=run, stream="assistant", data=data, session_key="k", agent_id="main", seq=seq, ts=seq)
     return Delta("agent", payload, encode_event("agent", payload))
 
@@ -106,6 +105,10 @@ def test_a_client_past_its_count_or_bytes_is_given_up_and_keeps_no_more() -> Non
         by_count.put(b"{}")
     assert by_count.overflowed
     assert by_count.statistics().frames == MAX_FRAMES + 1
+    for text in ("a", "ab", "abc"):
+        by_count.put_delta(chat_delta(text, text[-1]))
+    by_count.put_event(encode_event("tick", {}), run_id="r")
+    assert by_count.statistics().frames == MAX_FRAMES + 1
     by_bytes = Outbox()
     by_bytes.put(b"x" * MAX_BYTES)
     assert not by_bytes.overflowed
@@ -130,10 +133,7 @@ def test_the_text_of_another_message_replaces_what_waits() -> None:
     outbox.put_delta(chat_delta("sec", "sec", replace=True))
     outbox.put_delta(chat_delta("second", "ond"))
     outbox.put_delta(agent_delta("first", "st"))
-    second = agent_delta("second", "second")
-    outbox.put_delta(
-        Delta("agent", replace(second.payload, data=second.payload.data | {"itemId": "r:2"}), second.encoded)
-    )
+    outbox.put_delta(agent_delta("second", "second", index=2))
     chat, agent = taken(outbox)
     assert (chat["payload"]["deltaText"], chat["payload"]["replace"]) == ("second", True)
     assert agent["payload"]["data"] == {"text": "second", "delta": "second", "itemId": "r:2"}
@@ -142,14 +142,12 @@ def test_the_text_of_another_message_replaces_what_waits() -> None:
 async def test_the_writer_wakes_for_a_frame_and_for_a_ring(autojump_clock: trio.testing.MockClock) -> None:
     outbox = Outbox()
     for wake in (lambda: outbox.put(b"{}"), outbox.ring):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(outbox.wait)
-            await trio.testing.wait_all_tasks_blocked()
-            assert len(nursery.child_tasks) == 1
-            wake()
-            with trio.fail_after(1):
-                while nursery.child_tasks:
-                    await trio.lowlevel.checkpoint()
+        with trio.fail_after(1):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(outbox.wait)
+                await trio.testing.wait_all_tasks_blocked()
+                assert len(nursery.child_tasks) == 1
+                wake()
         outbox.take()
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import trio
-
 from tests.kit.host import open_test_gateway
+
 from triops.agents.errors import ProviderError
 from triops.agents.model import ModelInfo, ModelRef
 from triops.agents.providers.scripted import ScriptedProvider

@@ -99,7 +99,8 @@ async def open_gateway_process(home: Home) -> AsyncGenerator[RunningGateway]:
         assert found is not None
         yield RunningGateway(home, found)
     finally:
-        await stop(home)
+        with trio.move_on_after(2 * SECONDS, shield=True):
+            await stop(home)
 
 
 async def stop(home: Home) -> None:
@@ -108,7 +109,7 @@ async def stop(home: Home) -> None:
     if found is None:
         return
     os.kill(found.pid, signal.SIGTERM)
-    with trio.move_on_after(SECONDS, shield=True):
+    with trio.move_on_after(SECONDS):
         while read_discovery(home.paths) is not None:  # noqa: ASYNC110 - another process
             await trio.sleep(0.01)
         return

@@ -134,11 +134,13 @@ class Life:
         self.bus = bus
 
     async def send(self, run_id: str, session: str = "main", *, text: str | None = None, **asked: Any) -> Accepted:
+        """Submit a run whose words are its id, unless told otherwise."""
+        return await self.runs.submit(self.submission(run_id, session, text=text, **asked))
+
+    def submission(self, run_id: str, session: str = "main", *, text: str | None = None, **asked: Any) -> Submission:
         asked.setdefault("queue_mode", "followup")
         message = UserMessage(text or run_id, self.stage.clock())
-        return await self.runs.submit(
-            Submission(run_id=run_id, session_key=canonical_key(session), message=message, **asked)
-        )
+        return Submission(run_id=run_id, session_key=canonical_key(session), message=message, **asked)
 
     def abort(self, run_id: str, reason: str = "rpc") -> bool:
         run = self.runs.open_run(run_id)

@@ -59,7 +59,7 @@ def connect_params(
 class Client:
     """A WebSocket client that reads when it is asked to: `frames` is everything that came, in order."""
 
-    def __init__(self, stream: trio.abc.Stream, *, limit: float = LIMIT) -> None:
+    def __init__(self, stream: trio.abc.HalfCloseableStream, *, limit: float = LIMIT) -> None:
         self.stream = stream
         self._limit = limit
         self.hello: dict[str, Any] = {}
@@ -85,7 +85,7 @@ class Client:
                             raise Refused({"status": event.status_code})
                         case _:
                             pass
-                self._ws.receive_data(await self.stream.receive_some() or None)
+                self._ws.receive_data(bytes(await self.stream.receive_some()) or None)
 
     async def send(self, frame: object) -> None:
         """A text frame: JSON of what is not a string."""
@@ -125,7 +125,7 @@ class Client:
         if self._looked < len(self.frames):
             return
         try:
-            data = await self.stream.receive_some()
+            data = bytes(await self.stream.receive_some())
         except trio.BrokenResourceError:
             data = b""
         self._ws.receive_data(data or None)
@@ -224,7 +224,7 @@ async def next_answer(
         while True:
             event = connection.next_event()
             if event is h11.NEED_DATA:
-                connection.receive_data(await stream.receive_some())
+                connection.receive_data(bytes(await stream.receive_some()))
             elif isinstance(event, h11.Response):
                 head = event
             elif isinstance(event, h11.Data):

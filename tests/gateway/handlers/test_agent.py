@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-
 from tests.kit.host import ECHO, open_test_gateway
 from tests.kit.wire import Refused
 

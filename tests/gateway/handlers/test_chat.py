@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-
 from tests.kit.host import ECHO, open_test_gateway
 from tests.kit.wire import Client, Refused
 

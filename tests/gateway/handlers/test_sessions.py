@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-
 from tests.kit.host import open_test_gateway
 from tests.kit.wire import Refused
 
@@ -19,7 +18,7 @@ async def test_a_session_is_made_with_its_first_message_and_stays_listed(tmp_pat
         assert (made["ok"], made["runStarted"], made["runId"], made["status"]) == (True, True, "k", "started")
         assert made["entry"]["label"] == "Work"
         assert (await client.ended("k"))["sessionKey"] == made["key"]
-        assert [p["reason"] for p in client.events("sessions.changed") if "reason" in p][0] == "create"
+        assert next(p["reason"] for p in client.events("sessions.changed") if "reason" in p) == "create"
         (row,) = (await client.request("sessions.list", {"label": "Work"}))["sessions"]
         assert (row["key"], row["sessionId"], row["status"]) == (made["key"], made["sessionId"], "done")
         assert row["lastMessagePreview"] == "begun"

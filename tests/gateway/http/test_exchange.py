@@ -65,7 +65,7 @@ async def served(
         await trio.aclose_forcefully(theirs)
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve)
+        nursery.start_soon(serve)  # noqa: ASYNC113 - a stream keeps what is sent before it is read
         yield Peer(ours)
         nursery.cancel_scope.cancel()
 
