@@ -14,7 +14,7 @@ from trio_websocket import ConnectionClosed, HandshakeError, WebSocketConnection
 from wsproto.utilities import LocalProtocolError
 
 from triops.gateway.door import Caller, Door
-from triops.gateway.errors import ErrorShape, error_shape
+from triops.gateway.errors import ErrorShape, WireError, error_shape
 from triops.gateway.frames import Request, encode_error, encode_response
 from triops.gateway.hello import MAX_PAYLOAD, hello_ok
 from triops.gateway.methods import ANSWERED, Call, dispatch
@@ -172,21 +172,18 @@ class Connection:
 
         def park() -> None:
             nonlocal parked
-            if not parked:
-                parked = True
-                self._parked += 1
-                self._slots.release()
+            if self._parked >= REQUESTS_WAITING:
+                raise WireError("UNAVAILABLE", "too many requests of this connection wait already", retryable=True)
+            parked = True
+            self._parked += 1
+            self._slots.release()
 
         try:
             respond = partial(self._respond, request)
             call = Call(self._services, self, respond, park=park, subscriber=self)
             error: ErrorShape | None = None
             try:
-                if self._parked >= REQUESTS_WAITING:
-                    error = ErrorShape(code="UNAVAILABLE", message="too many requests wait already", retryable=True)
-                    payload: Any = error
-                else:
-                    payload = await dispatch(call, request)
+                payload = await dispatch(call, request)
                 if payload is not ANSWERED:
                     respond(payload)
             except Exception as failure:  # noqa: BLE001 - the request boundary

@@ -62,7 +62,8 @@ class Call:
         self.respond = respond
         """Send a payload, or an `ErrorShape`, under this request's id; sync, never raises."""
         self.park = park
-        """Say that from now on this request only waits: it gives its slot to others; sync."""
+        """Say, once, that from now on this request only waits: it gives its slot to others. Sync; raises `WireError`
+        when too many wait already."""
         self.subscriber = subscriber
         """The peer's socket; None over plain HTTP."""
         self.final = final

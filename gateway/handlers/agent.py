@@ -45,10 +45,10 @@ async def agent(call: Call, params: Agent) -> Any:
         if accepted.terminal is None or call.subscriber is None:
             call.respond(_ack(accepted))
 
+    call.park()
     accepted = await runtime.runs.submit(wanted, acknowledge=acknowledge)
     if call.subscriber is None:  # plain HTTP has one answer: the ack
         return ANSWERED
-    call.park()
     terminal = accepted.terminal or await runtime.runs.wait(accepted.run_id)
     call.respond(_result(wanted, accepted, terminal))
     return ANSWERED
@@ -121,12 +121,14 @@ async def agent_wait(call: Call, params: AgentWait) -> dict[str, Any]:
     """How a run ended; `timeout` when it has not within the window, `pending` when it has not even begun."""
     runs = call.services.runtime.runs
     call.park()
-    terminal: Terminal | None = None
-    with trio.move_on_after(params.timeout_ms / 1000):
-        try:
-            terminal = await runs.wait(params.run_id)
-        except NotFound:
-            await trio.sleep_forever()  # it may be submitted by somebody else within the window, and asked for again
+    stored = await runs.find(params.run_id)  # outside the window: who gives it no time wants to know how it stands
+    terminal = stored.terminal if stored is not None else None
+    if terminal is None:
+        with trio.move_on_after(params.timeout_ms / 1000):
+            try:
+                terminal = await runs.wait(params.run_id)
+            except NotFound:
+                await trio.sleep_forever()  # it may be submitted within the window, and asked for again
     if terminal is None:
         run = runs.open_run(params.run_id)
         if run is not None and run.state is RunState.QUEUED:
@@ -142,7 +144,6 @@ async def agent_wait(call: Call, params: AgentWait) -> dict[str, Any]:
     ):
         if value is not None:
             payload[name] = value
-    stored = await runs.find(params.run_id)
     if stored is not None and terminal.state is RunState.FINAL:
         payload |= wire.receipt_of(params.run_id, stored.session.session_id, terminal)
     return payload

@@ -1,169 +1,168 @@
-"""A run that is stopped, or whose runtime closes, after any step that Trio takes: it ends once, and nothing is left."""
+"""Cancelled at every single step: whatever is cut off where, each accepted run has its one end and nothing is left."""
 
-import tempfile
-from collections import Counter
+import gc
+import math
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
-from tests.kit.transcripts import check_pairs
 
-from triops.agents.messages import UserMessage
-from triops.runtime.events import RunEvent
-from triops.runtime.runs.state import Accepted, RunState, Submission, Terminal
-from triops.runtime.sessions import canonical_key
-from triops.runtime.testing import EPOCH, TestRuntime, open_test_runtime
+from triops.agents.messages import Message, UserMessage
+from triops.agents.model import TextDelta, ToolCallDelta
+from triops.agents.providers.scripted import Step
+from triops.agents.transcript import pair
+from triops.runtime.events import RunStarted
+from triops.runtime.runs.state import TERMINAL, RunState
+from triops.runtime.store import runs as stored_runs
+from triops.runtime.testing import TestRuntime, open_test_runtime
 
-Scenario = Callable[["Sender"], Awaitable[None]]
-MOST = 2_000  # steps; no scenario takes a tenth of it
-REPLIES = 'CALL:sessions_list {}\nCALL:sessions_send {"sessionKey": "other", "message": "TOKENS:2 ITL:100"}'
-
-
-class AfterStep(trio.abc.Instrument):
-    """Calls `strike` once, between two steps, after `count` steps of any task."""
-
-    def __init__(self, count: int, strike: Callable[[], None]) -> None:
-        self.left = count
-        self.struck = False
-        self._strike = strike
-
-    def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        self.left -= 1
-        if self.left == 0:
-            self._strike()  # Trio logs what it raises and goes on, so that it counts only once it is done
-            self.struck = True
+CALLS: Step = [
+    TextDelta("Let me look. "),
+    ToolCallDelta("call_1", "sessions_list", "{}"),
+    ToolCallDelta("call_2", "sessions_history", '{"sessionKey":"main"}'),
+    ToolCallDelta("call_3", "sessions_list", '{"limit":0}'),
+]
 
 
-class Sender:
-    """Says things, and keeps what was acknowledged outside of the runtime."""
+class Trigger(trio.abc.Instrument):
+    """Calls something before the nth step that any task takes."""
 
-    def __init__(self, host: TestRuntime, accepted: dict[str, Submission]) -> None:
-        self.host = host
-        self.accepted = accepted
+    def __init__(self, place: float, pull: Callable[[], object]) -> None:
+        self.steps = 0
+        self._place = place
+        self._pull = pull
 
-    async def send(self, run_id: str, text: str) -> None:
-        submission = Submission(
-            run_id=run_id, session_key=canonical_key("main"), message=UserMessage(f"{text}\n#{run_id}", EPOCH)
-        )
-
-        def acknowledge(_: Accepted) -> None:
-            assert self.host.events.of(run_id) == []
-            self.accepted[run_id] = submission
-
-        await self.host.runtime.runs.submit(submission, acknowledge=acknowledge)
-
-    async def ends(self, *run_ids: str) -> None:
-        for run_id in run_ids:
-            await self.host.runtime.runs.wait(run_id)
-
-    def abort(self) -> None:
-        """Stop whatever is at work in the session."""
-        runs = self.host.runtime.runs
-        for run in runs.open_runs(canonical_key("main")):
-            runs.abort(run, "rpc")
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.steps += 1
+        if self.steps == self._place:
+            self._pull()
 
 
-async def plain_reply(sender: Sender) -> None:
-    await sender.send("a", "TOKENS:2 ITL:100")
-    await sender.ends("a")
+async def plain(host: TestRuntime) -> None:
+    await host.ask("hello", run_id="r1")
 
 
-async def tool_batch(sender: Sender) -> None:
-    await sender.send("a", REPLIES)
-    await sender.ends("a")
+async def tools(host: TestRuntime) -> None:
+    await host.ask("look", run_id="r1")
 
 
-async def steered_tools(sender: Sender) -> None:
-    await sender.send("a", REPLIES)
-    await trio.sleep(0.05)
-    await sender.send("b", "SAY:and this")
-    await sender.ends("a", "b")
+async def steer(host: TestRuntime) -> None:
+    """One arrives while the tools run, and one is left for a turn of its own."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(host.ask, "look", run_id="r1"))
+        await host.events.wait_for(lambda event: isinstance(event, RunStarted))
+        nursery.start_soon(partial(host.ask, "and this", run_id="r2"))
+        nursery.start_soon(partial(host.ask, "and then that", run_id="r3", queue_mode="followup"))
 
 
-def check_empty(host: TestRuntime) -> None:
+Scenario = tuple[Callable[[TestRuntime], Awaitable[None]], list[Step]]
+SCENARIOS: dict[str, Scenario] = {
+    "a plain reply": (plain, [[TextDelta("Hel"), TextDelta("lo")]]),
+    "a batch of tools": (tools, [CALLS, [TextDelta("Two sessions.")]]),
+    "steering": (steer, [CALLS, [TextDelta("Seen both.")], [TextDelta("And that.")]]),
+}
+
+
+def open_channels() -> int:
+    """Ends of memory channels that nobody closed. Those without a buffer are Trio's own, inside `as_safe_channel`: one
+    that is cancelled while it opens leaves an end to the garbage collector."""
+    found = [end.statistics() for end in gc.get_objects() if type(end) is trio.MemorySendChannel]
+    return sum(ends.open_send_channels + ends.open_receive_channels for ends in found if ends.max_buffer_size)
+
+
+def check_transcript(messages: list[Message]) -> None:
+    assert list(pair(messages)) == messages, "each call is followed by its result"
+    said = [message.content for message in messages if isinstance(message, UserMessage)]
+    assert len(said) == len(set(said)), "nothing stands there twice"
+
+
+async def check_quiet(host: TestRuntime) -> None:
+    """Nothing of any run is left, and each that was accepted ended once."""
     statistics = host.runtime.runs.statistics()
-    assert (statistics.runs.queued, statistics.runs.running, statistics.inbox) == (0, 0, 0)
-    assert (statistics.lanes.lanes, statistics.lanes.queued) == (0, 0)
+    assert (statistics.runs.queued, statistics.runs.running, statistics.lanes.lanes) == (0, 0, 0)
     assert all(used.startswith("0/") for used in statistics.lanes.limits.values())
-
-
-async def aborted_after(count: int, scenario: Scenario, folder: Path) -> bool:
-    """Whether the scenario took that many steps."""
-    accepted: dict[str, Submission] = {}
-    async with open_test_runtime(folder) as host:
-        sender = Sender(host, accepted)
-        instrument = AfterStep(count, sender.abort)
-        trio.lowlevel.add_instrument(instrument)
-        with trio.fail_after(60):
-            await scenario(sender)
-        trio.lowlevel.remove_instrument(instrument)
-        struck = instrument.left <= 0
-        assert instrument.struck is struck
-        await trio.sleep(1)  # what the run asked of another session ends as well
-        check_empty(host)
-        host.events.check(accepted)
-        assert host.faults() == []
-        told = host.events.terminals()
-    await check_reopened(folder, accepted, told)
-    return struck
-
-
-async def closed_after(count: int, scenario: Scenario, folder: Path) -> bool:
-    """Whether the scenario took that many steps."""
-    accepted: dict[str, Submission] = {}
-    async with open_test_runtime(folder) as host:
-        scope = trio.CancelScope()
-        instrument = AfterStep(count, lambda: scope.cancel(reason="the test closes the runtime"))
-        with trio.fail_after(60), scope:
-            trio.lowlevel.add_instrument(instrument)
-            await scenario(Sender(host, accepted))
-            trio.lowlevel.remove_instrument(instrument)
-        struck = instrument.left <= 0
-        assert instrument.struck is struck
-    host.events.check()
+    rows = await host.store.read(lambda db: db.execute("SELECT id FROM runs").fetchall())
+    host.events.check(run_id for (run_id,) in rows)
+    for (run_id,) in rows:
+        stored = await host.store.read(lambda db, run_id=run_id: stored_runs.find(db, run_id))
+        assert stored is not None
+        assert stored.state in TERMINAL
+        assert stored.terminal == host.events.terminals()[run_id]
+    check_transcript(await host.transcript())
     assert host.faults() == []
-    told = host.events.terminals()
-    begun = {event.run.run_id for event in host.events.events if isinstance(event, RunEvent)}
-    assert begun <= set(told), f"begun and not ended: {begun - set(told)}"
-    for run in host.runtime.runs.open_runs():
-        assert run.state is RunState.QUEUED, f"{run.id} was left {run.state}"
-    await check_reopened(folder, accepted, told)
-    return struck
 
 
-async def check_reopened(folder: Path, accepted: dict[str, Submission], told: dict[str, Terminal]) -> None:
-    """The next life says what was told, and ends what was not."""
-    async with open_test_runtime(folder) as host:
+async def abort_at(path: Path, scenario: Scenario, place: float) -> int:
+    """Play it, and stop every run before the nth step; gives back the steps that were taken."""
+    play, script = scenario
+    async with open_test_runtime(path, script=script) as host:
+        await trio.testing.wait_all_tasks_blocked()  # the start is over
+        before = open_channels()
+        stopped: set[str] = set()
+
+        def pull() -> None:
+            for run in host.runtime.runs.open_runs():
+                if host.runtime.runs.abort(run, "rpc"):
+                    stopped.add(run.id)
+
+        trigger = Trigger(place, pull)
+        trio.lowlevel.add_instrument(trigger)
         with trio.fail_after(60):
-            for run_id in {*accepted, *told}:
-                end = await host.runtime.runs.wait(run_id)
-                assert told.get(run_id, end) == end, run_id
-        await trio.sleep(1)
-        check_empty(host)
-        assert not set(told) & set(host.events.terminals()), "ended again after the restart"
-        messages = await host.transcript()
-        check_pairs(messages)
-        check_pairs(await host.transcript("other"))
-        said = Counter(message.content for message in messages if isinstance(message, UserMessage))
-        assert all(said[submission.message.content] == 1 for submission in accepted.values()), said
-        assert set(said.values()) <= {1}, said
+            await play(host)
+            await trio.testing.wait_all_tasks_blocked()
+        trio.lowlevel.remove_instrument(trigger)
+        await check_quiet(host)
+        for run_id in stopped:
+            assert host.events.terminals()[run_id].state in (RunState.ABORTED, RunState.MERGED)
+        assert open_channels() == before
+    return trigger.steps
+
+
+async def cancel_at(path: Path, scenario: Scenario, place: float) -> int:
+    """Play it, and cancel the host before the nth step; then look at what the next start finds."""
+    play, script = scenario
+    before = open_channels()
+    hosts: list[TestRuntime] = []
+    scope = trio.CancelScope()
+    trigger = Trigger(place, scope.cancel)
+    with trio.fail_after(60):
+        with scope:
+            async with open_test_runtime(path, script=script) as host:
+                hosts.append(host)
+                await trio.testing.wait_all_tasks_blocked()
+                trio.lowlevel.add_instrument(trigger)
+                await play(host)
+        trio.lowlevel.remove_instrument(trigger)
+        assert open_channels() == before
+        (host,) = hosts
+        host.events.check()
+        ended = host.events.terminals()
+        async with open_test_runtime(path) as after:
+            while runs := after.runtime.runs.open_runs():
+                await runs[0].ended.wait()
+            rows = await after.store.read(lambda db: db.execute("SELECT id FROM runs").fetchall())
+            twice = set(ended) & set(after.events.terminals())
+            assert not twice, f"{twice} ended in both lives"
+            assert {run_id for (run_id,) in rows} == {*ended, *after.events.terminals()}
+            check_transcript(await after.transcript())
+            assert [*host.faults(), *after.faults()] == []
+    return trigger.steps
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", [aborted_after, closed_after])
-@pytest.mark.parametrize("scenario", [plain_reply, tool_batch, steered_tools])
-def test_a_run_that_is_cut_off_after_any_step_ends_once_and_leaves_nothing(
-    scenario: Scenario, variant: Callable[[int, Scenario, Path], Awaitable[bool]]
+@pytest.mark.parametrize("way", [abort_at, cancel_at])
+@pytest.mark.parametrize("name", list(SCENARIOS))
+def test_a_run_that_is_cut_off_at_any_step_ends_once(
+    tmp_path: Path, name: str, way: Callable[[Path, Scenario, float], Awaitable[int]]
 ) -> None:
-    for count in range(1, MOST):
-        with tempfile.TemporaryDirectory() as folder:
-            clock = trio.testing.MockClock(autojump_threshold=0)
-            try:
-                if not trio.run(variant, count, scenario, Path(folder), clock=clock):
-                    return
-            except BaseException as error:
-                error.add_note(f"cut off after step {count}")
-                raise
-    raise AssertionError("the scenario has no end")
+    def run(place: float) -> int:
+        clock = trio.testing.MockClock(autojump_threshold=0)
+        return trio.run(way, tmp_path / str(place), SCENARIOS[name], place, clock=clock)
+
+    steps = run(math.inf)
+    assert steps > 10
+    for place in range(1, steps + 3):
+        run(place)

@@ -10,7 +10,7 @@ import trio.testing
 from tests.kit.host import TOKEN, open_test_gateway
 from tests.kit.wire import Client, Closed, Refused, connect_params
 
-from triops.gateway.connection import PING_EVERY, PREAUTH_BYTES, REQUESTS_AT_WORK
+from triops.gateway.connection import PING_EVERY, PREAUTH_BYTES, REQUESTS_AT_WORK, REQUESTS_WAITING
 from triops.gateway.hello import MAX_PAYLOAD
 
 Clock = trio.testing.MockClock
@@ -147,6 +147,25 @@ async def test_a_parked_request_does_not_keep_others_from_working(tmp_path: Path
         stopped = await client.request("chat.abort", {"sessionKey": "main", "runId": "hanging"})
         assert stopped == {"ok": True, "aborted": True, "runIds": ["hanging"]}
         assert (await client.terminal("hanging"))["state"] == "aborted"
+
+
+async def test_too_many_that_wait_are_refused_and_nothing_else_is(tmp_path: Path) -> None:
+    async with open_test_gateway(tmp_path) as host, host.client() as client:
+        await client.say("HANG", key="hanging")
+        for _ in range(REQUESTS_WAITING):
+            await client.ask("agent.wait", {"runId": "hanging", "timeoutMs": 60_000})
+        for method, params in (
+            ("agent.wait", {"runId": "hanging"}),
+            ("agent", {"message": "SAY:x", "idempotencyKey": "k"}),
+        ):
+            with pytest.raises(Refused, match="wait already") as refused:
+                await client.request(method, params)
+            assert (refused.value.error["code"], refused.value.error["retryable"]) == ("UNAVAILABLE", True)
+        assert (await client.request("chat.abort", {"sessionKey": "main"}))["runIds"] == ["hanging"]
+        for _ in range(REQUESTS_WAITING):
+            await client.until(lambda frame: frame["type"] == "res" and frame["payload"].get("status") == "timeout")
+        assert (await client.request("agent.wait", {"runId": "hanging"}))["status"] == "timeout"
+        assert (await client.request("chat.history", {"sessionKey": "main"}))["totalMessages"] == 1
 
 
 @pytest.mark.slow

@@ -122,6 +122,7 @@ def test_an_attempt_is_settled_once(limiter: AuthLimiter) -> None:
     with limiter.reserve(REMOTE) as attempt:
         attempt.failed()
         attempt.failed()
+        attempt.succeeded()
     assert fail(limiter, REMOTE, 9) == 0
     assert retry_after(limiter, REMOTE) == 300
 

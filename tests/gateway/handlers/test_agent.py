@@ -118,7 +118,7 @@ async def test_wait_answers_at_the_end_or_when_its_window_is_over(tmp_path: Path
         assert over["endedAt"] - over["startedAt"] == 10_000
         assert over["terminalReply"]["disposition"] == "visible"
         assert over["terminalReceipt"]["effective"]["model"] == "echo"
-        assert (await client.request("agent.wait", {"runId": "runs"})) == over
+        assert (await client.request("agent.wait", {"runId": "runs", "timeoutMs": 0})) == over
         unknown = await client.request("agent.wait", {"runId": "unheard-of", "timeoutMs": 1000})
         assert unknown == {"runId": "unheard-of", "status": "timeout"}
 
