@@ -1,6 +1,7 @@
 """The door: who may come in, over WebSocket and over plain HTTP. It reads what the pure decisions need, has them
 decide, and writes what they say; it decides nothing itself."""
 
+import hashlib
 import secrets
 from typing import Any
 from uuid import uuid4
@@ -79,6 +80,9 @@ class Door:
         self.port = 0
         """The real one, once it is open: `Host` must name it."""
         self._matches: Matches | None = secret.matches if secret is not None else None
+        self._generation = (
+            "" if secret is None else hashlib.sha256(b"generation:" + secret.reveal().encode()).hexdigest()
+        )
         self._allowed_origins = allowed_origins
         self._bind_host = bind_host
         self._store = store
@@ -170,6 +174,7 @@ class Door:
             has_origin=caller.origin is not None,
             shared=shared,
             scope_cap=None if cap is None else parse_cap(cap),
+            secret_generation=self._generation,
             now_ms=now,
             new_token=Secret(secrets.token_urlsafe(32)),
             new_request_id=str(uuid4()),

@@ -95,7 +95,11 @@ def _configured(
             f"models.providers.{id}.baseUrl is missing: write where {id} is, such as http://127.0.0.1:1234/v1"
         )
     given = {name: value for name, value in settings.items() if value is not None}
-    return ProviderEntry(provider=open_provider(api, **given), why="configured", models=tuple(models))
+    try:
+        opened = open_provider(api, **given)
+    except ValueError as error:
+        raise ValueError(f"models.providers.{id}.api: {error}") from None
+    return ProviderEntry(provider=opened, why="configured", models=tuple(models))
 
 
 def _codex(environ: Mapping[str, str], http: HttpClient) -> list[ProviderEntry]:

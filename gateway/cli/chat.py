@@ -38,7 +38,7 @@ def command(gateway: Gateway, message: tuple[str, ...], session: str, model: str
     """
     text = " ".join(message)
     if not text and not sys.stdin.isatty():
-        text = sys.stdin.read().strip()
+        text = sys.stdin.buffer.read().decode(errors="replace").strip()
         if not text:
             raise click.UsageError("there is nothing to send: give a message, or pipe one in")
     address = (gateway.url, gateway.token) if gateway.is_known else gateway.load_configuration()

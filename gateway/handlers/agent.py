@@ -121,8 +121,10 @@ async def agent_wait(call: Call, params: AgentWait) -> dict[str, Any]:
     """How a run ended; `timeout` when it has not within the window, `pending` when it has not even begun."""
     runs = call.services.runtime.runs
     call.park()
-    stored = await runs.find(params.run_id)  # outside the window: who gives it no time wants to know how it stands
-    terminal = stored.terminal if stored is not None else None
+    terminal: Terminal | None = None
+    if runs.open_run(params.run_id) is None:  # outside the window: who gives it no time wants to know how it stands
+        past = await runs.find(params.run_id)
+        terminal = past.terminal if past is not None else None
     if terminal is None:
         with trio.move_on_after(params.timeout_ms / 1000):
             try:
@@ -144,6 +146,7 @@ async def agent_wait(call: Call, params: AgentWait) -> dict[str, Any]:
     ):
         if value is not None:
             payload[name] = value
+    stored = await runs.find(params.run_id)
     if stored is not None and terminal.state is RunState.FINAL:
         payload |= wire.receipt_of(params.run_id, stored.session.session_id, terminal)
     return payload

@@ -171,7 +171,7 @@ async def _answer(
 
 
 def _encoded(connection: h11.Connection, request: HttpRequest, response: HttpResponse) -> bytes:
-    body = b"" if response.payload is None else _encode(response.payload)
+    body = _encode(response.payload)
     headers = [
         *SECURITY_HEADERS,
         *response.headers,

@@ -21,10 +21,12 @@ async def connect(
     *,
     address: str = "127.0.0.1",
     spoil: dict[str, Any] | None = None,
+    page: bool = False,
     **more: Any,
 ) -> dict[str, Any]:
-    """A connect with a device proof; its hello."""
-    async with host.socket(address) as socket:
+    """A connect with a device proof, from our own page if wanted; its hello."""
+    origin = {"Origin": f"http://127.0.0.1:{host.port}"} if page else {}
+    async with host.socket(address, headers=origin) as socket:
         challenge = await socket.event("connect.challenge")
         settings: dict[str, Any] = {"token": TOKEN, "client": "test", "mode": "test"} | more
         params = connect_params(**settings)
@@ -49,6 +51,19 @@ async def test_a_local_device_is_approved_silently_and_its_token_opens_the_door_
         again = await connect(host, device, token=token)
         assert again["auth"]["method"] == "device-token"
         assert again["auth"]["deviceToken"] == token
+
+
+async def test_the_token_of_a_web_page_ends_with_the_secret_that_it_came_from(
+    tmp_path: Path, device: DeviceIdentity
+) -> None:
+    web = {"client": "openclaw-control-ui", "mode": "webchat", "page": True}
+    async with open_test_gateway(tmp_path) as host:
+        hello = await connect(host, device, **web)
+        token = hello["auth"]["deviceToken"]
+        assert (await connect(host, device, token=token, **web))["auth"]["method"] == "device-token"
+    async with open_test_gateway(tmp_path, secret="another-secret-of-enough-length") as host:
+        with pytest.raises(Refused):
+            await connect(host, device, token=token, **web)
 
 
 async def test_a_device_from_elsewhere_is_held_with_a_request_that_stays_the_same(

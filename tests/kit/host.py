@@ -145,6 +145,7 @@ async def open_test_gateway(
     grace: float = 0.5,
     environ: Mapping[str, str] | None = None,
     faulty: bool = False,
+    secret: str = TOKEN,
 ) -> AsyncGenerator[TestHost]:
     """Open everything on `tmp_path/state`; `script` goes to the scripted provider, which obeys the messages without.
 
@@ -164,7 +165,7 @@ async def open_test_gateway(
     async with AsyncExitStack() as stack:
         file = stack.enter_context(LogFile(paths.logs))
         log = Log(records.append, file, clock=wall, level="debug")
-        log.redactor.add([Secret(TOKEN)])
+        log.redactor.add([Secret(secret)])
         for notice in loaded.warnings:
             log.warning(notice.message, path=notice.path)
         store = None
@@ -179,7 +180,7 @@ async def open_test_gateway(
                 paths,
                 log=log,
                 log_file=file,
-                secret=Secret(TOKEN),
+                secret=Secret(secret),
                 clock=wall,
                 store=store,
                 providers=entries or None,

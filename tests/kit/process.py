@@ -18,7 +18,7 @@ from triops.runtime.instance import Discovery, read_discovery
 from triops.runtime.paths import Paths
 
 COMMAND = [sys.executable, "-m", "triops.gateway.cli.main"]
-KEPT = ("PATH", "PYTHONPATH", "SYSTEMROOT", "TEMP", "TMP", "LANG")
+KEPT = ("PATH", "SYSTEMROOT", "TEMP", "TMP", "LANG")
 SECONDS = 20.0  # for anything a process does here; on an idle machine all of it takes tenths
 
 

@@ -21,6 +21,7 @@ from triops.runtime.runs.worker import Desk, Draft
 from triops.runtime.sessions import canonical_key
 from triops.runtime.store import runs as stored_runs
 from triops.runtime.store import sessions as stored_sessions
+from triops.runtime.store.db import Db
 from triops.runtime.store.runs import Stored
 from triops.runtime.testing import EPOCH, EventRecorder, FaultyStore, copy_state, open_inline_store
 
@@ -97,19 +98,18 @@ class Stage:
         log = Log(self.log.append, level="debug")
         with open_inline_store(self.path / "triops.sqlite") as inline, bus.subscribe(self.events.hear):
             store = FaultyStore(inline)
-            lanes = Lanes(cap=cap, main=main)
             async with open_supervisor(
                 store=store,
                 bus=bus,
                 clock=self.clock,
                 log=log,
-                lanes=lanes,
+                lanes=Lanes(cap=cap, main=main),
                 turn=lambda run: Played(self, run),
                 budget=budget,
                 max_age_ms=round(max_age * 1000),
                 grace=grace,
             ) as runs:
-                yield Life(self, runs, store, lanes, bus)
+                yield Life(self, runs, store, inline.db, bus)
 
     def kill(self) -> None:
         """The next life begins with what is on disk now; what this one still does is lost."""
@@ -126,11 +126,11 @@ class Stage:
 
 
 class Life:
-    def __init__(self, stage: Stage, runs: Supervisor, store: FaultyStore, lanes: Lanes, bus: Bus) -> None:
+    def __init__(self, stage: Stage, runs: Supervisor, store: FaultyStore, db: Db, bus: Bus) -> None:
         self.stage = stage
         self.runs = runs
         self.store = store
-        self.lanes = lanes
+        self.db = db
         self.bus = bus
 
     async def send(self, run_id: str, session: str = "main", *, text: str | None = None, **asked: Any) -> Accepted:

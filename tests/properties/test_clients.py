@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-
 from tests.kit.host import ECHO, TestHost, open_test_gateway
 from tests.kit.wire import Client, Refused
 
@@ -33,6 +32,7 @@ class World:
         self.host = host
         self.random = random.Random(seed)
         self.accepted: set[str] = set()
+        self.refusals: set[str] = set()
         self._keys = 0
 
     def key(self) -> str:
@@ -48,7 +48,7 @@ class World:
                 try:
                     await self.act(client)
                 except Refused as refused:
-                    assert refused.error["code"] in ("UNAVAILABLE", "INVALID_REQUEST"), refused.error
+                    self.refusals.add(refused.error["code"])
             check_connection(client)
 
     async def act(self, client: Client) -> None:
@@ -114,6 +114,7 @@ async def test_every_accepted_run_ends_once_and_is_told_in_order(
                 host.runtime.runs.abort(run, "rpc")
             await trio.sleep(1)
         await watcher.request("health")
+        assert world.refusals <= {"UNAVAILABLE", "INVALID_REQUEST"}
         check_connection(watcher)
         ended = Counter(p["runId"] for p in watcher.events("chat") if p["state"] in OVER)
         assert set(ended.values()) <= {1}

@@ -25,6 +25,7 @@ from triops.runtime.store import sessions as stored_sessions
 SESSIONS = ("one", "two", "three")
 MODES: tuple[QueueMode, ...] = ("steer", "followup", "collect", "interrupt")
 
+ALL = 99
 session = st.sampled_from(SESSIONS)
 place = st.integers(0, 9)
 op = st.one_of(
@@ -34,14 +35,16 @@ op = st.one_of(
     st.tuples(st.just("again"), place),
     st.tuples(st.just("conflict"), place, session),
     st.tuples(st.just("abort"), place),
+    st.tuples(st.just("cut"), place, st.integers(0, 5)),
     st.tuples(st.just("reset"), session),
     st.tuples(st.sampled_from(("finish", "finish", "step", "fail", "sleep")), place),
-    st.tuples(st.just("settle")),
-    st.tuples(st.just("tick"), place),
     st.tuples(st.just("wait")),
     st.tuples(st.just("refuse"), place),
     st.tuples(st.sampled_from(("kill", "stop"))),
 )
+steps = st.sampled_from((0, 1, 2, 3, 5, 8, ALL, ALL, ALL, ALL, ALL, ALL))
+"""How far everything goes on before the next thing is done: steps of the scheduler, or all there is to do."""
+History = list[tuple[tuple[str | int, ...], int]]
 
 
 class World:
@@ -58,6 +61,8 @@ class World:
         """Where a turn under way hears what it is to do."""
         self.ended: list[tuple[str, RunState, bool]] = []
         """Each end that was told, in all lives, and whether the disk had refused it."""
+        self.cut: set[str] = set()
+        """Runs whose end was on disk at a kill: maybe nobody was told any more, and who asks hears it."""
         self.closing = False
 
     # -- the turns -----------------------------------------------------------------------------------------------------
@@ -103,8 +108,7 @@ class World:
         """A caller that is gone after some steps."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.send, life, run_id, key)
-            for _ in range(steps):
-                await trio.lowlevel.checkpoint()
+            await self.go_on(steps)
             nursery.cancel_scope.cancel()
 
     async def conflict(self, life: Life, run_id: str, key: str) -> None:
@@ -118,6 +122,13 @@ class World:
             life.runs.abort(run, "reset")
         for run in runs:
             await run.ended.wait()
+
+    async def go_on(self, steps: int) -> None:
+        if steps == ALL:
+            await settled()
+        else:
+            for _ in range(steps):
+                await trio.lowlevel.checkpoint()
 
     def named(self, place: int) -> str | None:
         known = list(self.sent)
@@ -161,21 +172,24 @@ class World:
 
     # -- the lives -----------------------------------------------------------------------------------------------------
 
-    async def live(self, history: list[tuple[str | int, ...]]) -> None:
+    async def live(self, history: History) -> None:
         rest = iter(history)
         over = False
         while not over:
             killed: tuple[list[RuntimeEvent], list[str], list[str]] | None = None
             async with self.stage.life(cap=4, main=2) as life:
                 async with trio.open_nursery() as callers:
-                    for name, *args in rest:
+                    for (name, *args), pause in rest:
                         if name == "kill":
                             self.stage.kill()
+                            rows = life.db.execute("SELECT id FROM runs WHERE state NOT IN ('queued', 'running')")
+                            self.cut |= {run_id for (run_id,) in rows.fetchall()}
                             killed = list(self.stage.events.events), list(self.acked), list(self.stage.began)
                             break
                         if name == "stop":
                             break
                         await self.do(life, callers, str(name), *args)
+                        await self.go_on(pause)
                     else:
                         over = True
                         await self.finish(life)
@@ -221,7 +235,7 @@ class World:
     def check_all(self) -> None:
         stored = Counter(run_id for run_id, _, refused in self.ended if not refused)
         assert set(stored.values()) <= {1}, stored
-        assert set(self.acked) <= {run_id for run_id, _, _ in self.ended}
+        assert set(self.acked) <= {run_id for run_id, _, _ in self.ended} | self.cut
         assert max(Counter(self.stage.began).values(), default=1) == 1, "no run begins twice"
         for key in SESSIONS:
             mine = [run_id for run_id in self.stage.began if self.sent[run_id] == key]
@@ -251,8 +265,8 @@ class World:
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-@given(st.lists(op, max_size=30))
-def test_what_was_accepted_is_kept_and_ends_once(history: list[tuple[str | int, ...]]) -> None:
+@given(st.lists(st.tuples(op, steps), min_size=6, max_size=30))
+def test_what_was_accepted_is_kept_and_ends_once(history: History) -> None:
     with tempfile.TemporaryDirectory() as folder:
 
         async def main() -> None:

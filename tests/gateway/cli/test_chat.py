@@ -128,9 +128,9 @@ def test_one_shot_streams_the_answer_headed_by_its_model(run: Any, scripted: Scr
 
 
 def test_a_pipe_is_the_message(run: Any, scripted: ScriptedGateway, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("from a pipe\n"))
-    assert run("chat").out == "You said: from a pipe\n"
-    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"from a \xff pipe\n")))
+    assert run("chat").out == "You said: from a \ufffd pipe\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
     assert run("chat").code == 2
 
 

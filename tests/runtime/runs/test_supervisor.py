@@ -252,31 +252,24 @@ async def test_a_key_for_other_words_or_another_session_is_a_conflict(stage: Sta
         life.check_empty()
 
 
-async def test_a_conflict_while_the_run_waits_for_its_slot_harms_nobody(
+async def test_a_conflict_at_the_moment_when_its_run_begins_harms_nobody(
     stage: Stage, autojump_clock: MockClock
 ) -> None:
-    """Another session's use of its key takes the free slot for a moment, in the name of the same id."""
+    """Another session's use of the key takes a slot for a moment, in which the run itself may ask for one."""
     stage.act = stage.hold
-    async with stage.life(main=1) as life:
-        await life.send("holder", session="a")
-        await life.send("r1", session="b")
-        await settled()  # r1 has its turn in its lane and waits for a slot
-        with life.store.held():
-            async with trio.open_nursery() as nursery:
-                stage.release("holder")
-                nursery.start_soon(_conflicting, life)
-                await settled()
-                nursery.cancel_scope.cancel()
-        stage.release("r1")
-        with trio.fail_after(60):
-            await stage.events.terminal("r1")
-        assert stage.terminals() == {"holder": "final", "r1": "final"}
+    async with stage.life(main=3) as life:
+        for place in range(60):
+            before, run_id = f"before{place}", f"r{place}"
+            await life.send(before)
+            await life.send(run_id)
+            stage.release(before)
+            stage.release(run_id)
+            for _ in range(place % 6):
+                await trio.lowlevel.checkpoint()
+            with pytest.raises(Conflict):
+                await life.send(run_id, session="other", text="other words")
+            assert (await life.runs.wait(run_id)).state is RunState.FINAL
         life.check_empty()
-
-
-async def _conflicting(life: Life) -> None:
-    with pytest.raises(Conflict):
-        await life.send("r1", session="c", text="other words")
 
 
 async def test_a_session_that_must_exist_is_not_made(stage: Stage, autojump_clock: MockClock) -> None:
