@@ -173,14 +173,14 @@ class Fanout:
             self._late[event.run.run_id] = None
             self._wake.set()
 
-    def _catch_up(self, run: RunInfo) -> None:
+    def _catch_up(self, run: RunInfo, *, urgent: bool = True) -> None:
         """Send what waits of a run's text: what the run tells next must not overtake it."""
         stream = self._streams.get(run.run_id)
         if stream is not None:
-            self._flush(stream)
+            self._flush(stream, urgent=urgent)
 
-    def _flush(self, stream: _Stream) -> None:
-        """Send what waits of a run's text."""
+    def _flush(self, stream: _Stream, *, urgent: bool = True) -> None:
+        """Send what waits of a run's text; not urgent: with what the run tells next."""
         run = stream.run
         self._late.pop(run.run_id, None)
         if not stream.pending:
@@ -194,7 +194,7 @@ class Fanout:
         for name, payload in (("agent", agent), ("chat", chat)):
             shared = Delta(name, payload, encode_event(name, payload))
             for connection in self._listeners(run):
-                connection.outbox.put_delta(self._spelled(connection, run, shared))
+                connection.outbox.put_delta(self._spelled(connection, run, shared), urgent=urgent)
 
     def _spelled(self, connection: Audience, run: RunInfo, delta: Delta) -> Delta:
         if run.spelled_key == run.session_key or connection.id != run.origin:
@@ -203,7 +203,7 @@ class Fanout:
         return Delta(delta.name, payload, encode_event(delta.name, payload))
 
     def _run_event(self, run: RunInfo, name: str, payload: AgentEvent | ChatEvent, *, urgent: bool = True) -> None:
-        self._catch_up(run)
+        self._catch_up(run, urgent=urgent)
         event = encode_event(name, payload)
         for connection in self._listeners(run):
             mine = event

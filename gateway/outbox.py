@@ -68,7 +68,7 @@ class Outbox:
             self._waiting.pop(("chat", run_id), None)
         self._append(event, len(event.prefix), ring=urgent)
 
-    def put_delta(self, delta: Delta) -> None:
+    def put_delta(self, delta: Delta, *, urgent: bool = True) -> None:
         """Text of a run; joins the delta of that run that is still waiting, if there is one."""
         place = self._waiting.get(delta.key)
         if place is not None and place >= self._taken:
@@ -82,7 +82,7 @@ class Outbox:
             return
         if not self.overflowed:
             self._waiting[delta.key] = self._taken + len(self._queue)
-            self._append(delta, len(delta.encoded.prefix))
+            self._append(delta, len(delta.encoded.prefix), ring=urgent)
 
     def _append(self, item: bytes | EncodedEvent | Delta, size: int, *, ring: bool = True) -> None:
         if self.overflowed:
