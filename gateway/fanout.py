@@ -192,24 +192,24 @@ class Fanout:
         agent, chat = wire.delta(run, stream.seq, stream.ts, stream.index, new, stream.text, replace=stream.replace)
         stream.replace = False
         for name, payload in (("agent", agent), ("chat", chat)):
-            shared = Delta(name, payload, encode_event(name, payload))
-            for connection in self._listeners(run):
-                connection.outbox.put_delta(self._spelled(connection, run, shared), urgent=urgent)
-
-    def _spelled(self, connection: Audience, run: RunInfo, delta: Delta) -> Delta:
-        if run.spelled_key == run.session_key or connection.id != run.origin:
-            return delta
-        payload = msgspec.structs.replace(delta.payload, session_key=run.spelled_key)
-        return Delta(delta.name, payload, encode_event(delta.name, payload))
+            for connection, delta in _addressed(run, name, payload, self._listeners(run)):
+                connection.outbox.put_delta(delta, urgent=urgent)
 
     def _run_event(self, run: RunInfo, name: str, payload: AgentEvent | ChatEvent, *, urgent: bool = True) -> None:
         self._catch_up(run, urgent=urgent)
-        event = encode_event(name, payload)
-        for connection in self._listeners(run):
-            mine = event
-            if connection.id == run.origin and run.spelled_key != run.session_key:
-                mine = encode_event(name, msgspec.structs.replace(payload, session_key=run.spelled_key))
-            connection.outbox.put_event(mine, run_id=run.run_id, urgent=urgent)
+        self._put(run, name, payload, self._listeners(run), urgent=urgent)
+
+    def _put(
+        self,
+        run: RunInfo,
+        name: str,
+        payload: AgentEvent | ChatEvent,
+        audience: Iterable[Audience],
+        *,
+        urgent: bool = True,
+    ) -> None:
+        for connection, event in _addressed(run, name, payload, audience):
+            connection.outbox.put_event(event.encoded, run_id=run.run_id, urgent=urgent)
 
     def _ended(self, event: RunEnded) -> None:
         run, terminal = event.run, event.terminal
@@ -230,13 +230,11 @@ class Fanout:
         self._catch_up(run)
         if run.source == "heartbeat":
             return
-        payload = wire.tool(event)
-        for connection in self._listeners(run):
-            if connection.id == run.origin and connection.tool_events:
-                spelled = msgspec.structs.replace(payload, session_key=run.spelled_key)
-                connection.outbox.put_event(encode_event("agent", spelled), run_id=run.run_id)
-            elif connection.all_sessions or run.session_key in connection.session_keys:
-                connection.outbox.put_event(encode_event("session.tool", payload), run_id=run.run_id)
+        payload, listeners = wire.tool(event), list(self._listeners(run))
+        callers = [c for c in listeners if c.id == run.origin and c.tool_events]
+        others = [c for c in listeners if c not in callers and (c.all_sessions or run.session_key in c.session_keys)]
+        self._put(run, "agent", payload, callers)
+        self._put(run, "session.tool", payload, others)
 
     def _message(self, event: SessionMessage) -> None:
         subscribers = self._subscribers(event.session_key)
@@ -277,3 +275,20 @@ class Fanout:
     def _send(self, event: EncodedEvent, audience: Iterable[Audience]) -> None:
         for connection in audience:
             connection.outbox.put_event(event)
+
+
+def _addressed(
+    run: RunInfo, name: str, payload: AgentEvent | ChatEvent, audience: Iterable[Audience]
+) -> Iterator[tuple[Audience, Delta]]:
+    """What each gets: one frame for all, but the run's client sees the session's key as it spelled it."""
+    shared: Delta | None = None
+    for connection in audience:
+        if connection.id == run.origin and run.spelled_key != run.session_key:
+            yield connection, _delta(name, msgspec.structs.replace(payload, session_key=run.spelled_key))
+        else:
+            shared = shared or _delta(name, payload)
+            yield connection, shared
+
+
+def _delta(name: str, payload: AgentEvent | ChatEvent) -> Delta:
+    return Delta(name, payload, encode_event(name, payload))

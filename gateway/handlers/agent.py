@@ -21,15 +21,14 @@ async def agent(call: Call, params: Agent) -> Any:
     runtime = call.services.runtime
     if (params.model or params.provider) and ADMIN not in call.peer.scopes:
         raise WireError("FORBIDDEN", "provider/model overrides are not authorized for this caller.")
-    spelled = params.session_key or f"agent:{params.agent_id or DEFAULT_AGENT}:main"
-    key = intake.session_key(call, spelled, params.agent_id)
+    key = intake.session_key(call, params.session_key or "main", params.agent_id)
     model = params.model
     if model is not None and params.provider is not None:
         model = f"{params.provider}/{model}"
     wanted = intake.submission(
         call,
         key=key,
-        spelled=spelled,
+        spelled=params.session_key or key,
         run_id=params.idempotency_key,
         message=intake.user_message(call, params.message, (), params.idempotency_key),
         source="agent",

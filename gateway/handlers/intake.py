@@ -93,7 +93,7 @@ def submission(
     return Submission(
         run_id=run_id,
         session_key=key,
-        spelled_key=spelled if spelled != key and spelled.lower() == key else "",
+        spelled_key=spelled if spelled != key else "",
         message=message,
         source=source,
         queue_mode=queue_mode or call.services.runtime.config.messages.queue.mode,
@@ -115,7 +115,7 @@ async def start_chat(call: Call, wanted: Submission) -> Any:
     runs = call.services.runtime.runs
     if call.final:
         accepted = await runs.submit(wanted)
-        return await _final(call, wanted.run_id, accepted)
+        return await _final(call, wanted, accepted)
 
     def acknowledge(accepted: Accepted) -> None:
         call.respond(ack(accepted))
@@ -127,10 +127,11 @@ async def start_chat(call: Call, wanted: Submission) -> Any:
     return ANSWERED
 
 
-async def _final(call: Call, run_id: str, accepted: Accepted) -> dict[str, Any]:
+async def _final(call: Call, wanted: Submission, accepted: Accepted) -> dict[str, Any]:
+    run_id = wanted.run_id
     terminal = accepted.terminal or await _end_of(call.services.runtime.runs, run_id, mine=not accepted.replay)
-    result: dict[str, Any] = {"runId": run_id, "sessionKey": accepted.session_key, "status": wait_status(terminal)}
-    result["text"] = wire.shown_text(terminal)
+    result: dict[str, Any] = {"runId": run_id, "sessionKey": wanted.spelled_key or accepted.session_key}
+    result |= {"status": wait_status(terminal), "text": wire.shown_text(terminal)}
     result["state"] = "final" if terminal.state is RunState.MERGED else str(terminal.state)
     for name, value in (
         ("stopReason", terminal.stop_reason),

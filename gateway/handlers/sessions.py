@@ -16,7 +16,7 @@ from triops.gateway.schema.sessions import (
 )
 from triops.runtime.errors import Conflict, RuntimeFault
 from triops.runtime.runs.state import Accepted
-from triops.runtime.sessions import DEFAULT_AGENT, Session
+from triops.runtime.sessions import Session
 from triops.runtime.store import sessions as stored
 from triops.runtime.store.sessions import SessionFilter
 
@@ -58,9 +58,7 @@ async def sessions_list(call: Call, params: SessionsList) -> dict[str, Any]:
 async def sessions_create(call: Call, params: SessionsCreate) -> dict[str, Any]:
     """Make a session; with `message` (or `task`) its first run starts."""
     runtime = call.services.runtime
-    agent_id = params.agent_id or DEFAULT_AGENT
-    spelled = params.key or f"agent:{agent_id}:dashboard:{uuid4()}"
-    key = intake.session_key(call, spelled, params.agent_id)
+    key = intake.session_key(call, params.key or f"dashboard:{uuid4()}", params.agent_id)
     if params.model is not None:
         await runtime.catalog.resolve(params.model)
     now = runtime.clock()
@@ -88,7 +86,7 @@ async def sessions_create(call: Call, params: SessionsCreate) -> dict[str, Any]:
             intake.submission(
                 call,
                 key=key,
-                spelled=spelled,
+                spelled=params.key or key,
                 run_id=run_id,
                 message=message,
                 deadline=params.timeout_ms / 1000 if params.timeout_ms else None,

@@ -268,6 +268,17 @@ async def test_the_sender_sees_its_own_spelling_of_the_key_and_nobody_else_does(
     assert len(mine) == len(others) == 8
 
 
+async def test_a_client_without_tool_events_sees_its_own_spelling_in_those_of_the_session() -> None:
+    run = replace(RUN, spelled_key="main")
+    sender, one, two = Listener("asker", all_sessions=True), Listener("b", all_sessions=True), Listener("c", keys=["k"])
+    async with fanning(sender, one, two) as bus:
+        bus.publish(RunTool(run, 1, 1, "start", CALL))
+        (mine,), (others,) = sender.heard(), one.heard()
+        assert (mine["event"], mine["payload"]["sessionKey"]) == ("session.tool", "main")
+        assert (others["event"], others["payload"]["sessionKey"]) == ("session.tool", "agent:main:main")
+        assert two.heard() == []
+
+
 async def test_session_events_go_to_who_subscribed() -> None:
     nobody = Listener("n")
     everything, one, another = Listener("a", all_sessions=True), Listener("b", keys=["k"]), Listener("c", keys=["x"])

@@ -10,6 +10,8 @@ import trio.testing
 from tests.kit.host import ECHO, open_test_gateway
 from tests.kit.wire import Client, Refused
 
+from triops.runtime.sessions import canonical_key
+
 Clock = trio.testing.MockClock
 FOLLOWUP = ECHO | {"messages": {"queue": {"mode": "followup"}}}
 
@@ -253,15 +255,33 @@ def _text(message: dict[str, Any]) -> str:
     return content if isinstance(content, str) else content[0]["text"]
 
 
-async def test_the_sender_alone_sees_its_own_spelling_of_the_session(tmp_path: Path) -> None:
-    async with open_test_gateway(tmp_path) as host, host.client() as client, host.client() as other:
-        await client.say("SAY:x", key="k", session="agent:Main:Project-X")
+@pytest.mark.parametrize("spelled", ["main", "Main", "agent:Main:Project-X", "project-x"])
+async def test_the_sender_alone_sees_its_own_spelling_of_the_session(tmp_path: Path, spelled: str) -> None:
+    canonical = canonical_key(spelled)
+    params = {"sessionKey": spelled, "message": "SAY:x"}
+    async with (
+        open_test_gateway(tmp_path) as host,
+        host.client(caps=("tool-events",)) as client,
+        host.client() as other,
+    ):
+        await other.request("sessions.subscribe")
+        await client.say('CALL:sessions_list {"limit": 1}', key="k", session=spelled)
         await client.terminal("k")
         await other.terminal("k")
-        assert {payload["sessionKey"] for payload in client.events(run_id="k")} == {"agent:Main:Project-X"}
-        assert {payload["sessionKey"] for payload in other.events(run_id="k")} == {"agent:main:project-x"}
-        await client.say("SAY:x", key="k", session="agent:Main:Project-X")
-        assert (await client.terminal("k"))["sessionKey"] == "agent:Main:Project-X"
+        mine, others = client.events(run_id="k"), [*other.events("chat", "k"), *other.events("session.tool", "k")]
+        assert {payload["sessionKey"] for payload in mine} == {spelled}
+        assert {payload["sessionKey"] for payload in others} == {canonical}
+        await client.say('CALL:sessions_list {"limit": 1}', key="k", session=spelled)
+        assert (await client.terminal("k"))["sessionKey"] == spelled
+        final = await host.rpc("chat.send", {**params, "idempotencyKey": "http"}, final=True)
+        assert final["sessionKey"] == spelled
+        assert (await other.ended("http"))["sessionKey"] == canonical
+
+
+async def test_an_agent_call_without_a_key_is_told_the_canonical_one(tmp_path: Path) -> None:
+    async with open_test_gateway(tmp_path) as host, host.client() as client:
+        await client.request("agent", {"message": "SAY:x", "idempotencyKey": "k", "agentId": "Main"})
+        assert (await client.ended("k"))["sessionKey"] == "agent:main:main"
 
 
 async def test_attachments_are_images_within_the_limits(tmp_path: Path) -> None:
