@@ -134,6 +134,9 @@ class Lanes:
     def get(self, key: str) -> Lane | None:
         return self._lanes.get(key)
 
+    def all(self) -> list[Lane]:
+        return list(self._lanes.values())
+
     def open(self, key: str) -> Lane:
         """The session's lane, made if need be."""
         lane = self._lanes.get(key)

@@ -225,8 +225,8 @@ class Supervisor:
         for stored in waiting:
             run = Run(stored.submission, stored.session, stored.accepted_at)
             self._registry.add(run)
-            lane = self._lanes.open(run.session.key)
-            lane.queue.append(run)
+            self._queue(self._lanes.open(run.session.key), run, interrupts=run.submission.queue_mode == "interrupt")
+        for lane in self._lanes.all():
             self._ring(lane)
 
     async def drain(self, grace: float) -> None:
@@ -295,11 +295,15 @@ class Supervisor:
             announce(self._bus, run.session.key, [acceptance.placed])
             lane.active = run
             self._hire(lane)
-        elif interrupts:
-            for replaced in lane.put_first(run):
-                self.abort(replaced, "interrupt")
         else:
+            self._queue(lane, run, interrupts=interrupts)
+
+    def _queue(self, lane: Lane, run: Run, *, interrupts: bool) -> None:
+        if not interrupts:
             lane.queue.append(run)
+            return
+        for replaced in lane.put_first(run):
+            self.abort(replaced, "interrupt")
 
     def _acknowledge(self, request: _Request, acceptance: Acceptance, *, interrupted: bool = False) -> None:
         submission, session = request.submission, acceptance.session

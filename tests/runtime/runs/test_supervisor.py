@@ -808,6 +808,33 @@ async def test_after_a_kill_what_ran_is_aborted_and_what_waited_runs_in_order(
         life.check_empty()
 
 
+async def test_after_a_kill_an_interrupting_message_still_goes_first_and_replaces_the_one_before(
+    stage: Stage, autojump_clock: MockClock
+) -> None:
+    async def stubborn(run: object, desk: object) -> str:
+        with trio.move_on_after(5, shield=True):
+            await trio.sleep_forever()
+        return ""
+
+    stage.act = stubborn
+    async with stage.life() as life:
+        await life.send("r1")
+        await life.send("f1")
+        await life.send("i1", queue_mode="interrupt")
+        await life.send("f2")
+        last = life.submission("i2", queue_mode="interrupt")
+        await life.runs.submit(last, acknowledge=lambda _: stage.kill())
+    stage.events.events.clear()
+    stage.began.clear()
+    stage.act = stage.echo
+    async with stage.life() as life:
+        await life.runs.wait("f2")
+        assert stage.began == ["i2", "f1", "f2"]
+        assert stage.events.terminals()["i1"].stop_reason == "interrupt"
+        stage.events.check(["i1", "i2", "f1", "f2"])
+        life.check_empty()
+
+
 async def test_after_a_kill_messages_that_were_part_of_a_run_end_with_it(
     stage: Stage, autojump_clock: MockClock
 ) -> None:
