@@ -15,6 +15,7 @@ from triops.gateway import wire
 from triops.gateway.frames import EncodedEvent, encode_event
 from triops.gateway.outbox import Delta, Outbox
 from triops.gateway.schema.events import AgentEvent, ChatEvent
+from triops.gateway.schema.sessions import SessionRow
 from triops.runtime.bus import Bus
 from triops.runtime.events import (
     CronEvent,
@@ -34,11 +35,12 @@ from triops.runtime.events import (
     SessionMessage,
 )
 from triops.runtime.runs.state import RunState, Terminal
+from triops.runtime.sessions import Session
 
 PACE = 0.030  # seconds between two pairs of deltas of one run
 
-Row = Callable[[str], dict[str, Any] | None]
-"""A session's row as clients see it, if it is at hand."""
+RowOf = Callable[[Session], SessionRow]
+"""A session as clients see it."""
 
 
 class Audience(Protocol):
@@ -77,8 +79,9 @@ class _Stream:
 class Fanout:
     """Every connection that is past its hello, and the streams of text under way."""
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, row_of: RowOf) -> None:
         self._bus = bus
+        self._row_of = row_of
         self._audience: dict[str, Audience] = {}
         self._streams: dict[str, _Stream] = {}
         self._late: dict[str, None] = {}
@@ -252,14 +255,10 @@ class Fanout:
         self._send(encode_event("session.message", payload), subscribers)
 
     def _changed(self, event: SessionChanged) -> None:
-        subscribers = self._subscribers(event.session_key)
-        if not subscribers:
-            return
-        payload: dict[str, Any] = {"sessionKey": event.session_key, "agentId": event.agent_id, "ts": event.ts}
-        for key, value in (("reason", event.reason), ("phase", event.phase), ("runId", event.run_id)):
-            if value is not None:
-                payload[key] = value
-        self._send(encode_event("sessions.changed", payload), subscribers)
+        subscribers = self._subscribers(event.session.key)
+        if subscribers:
+            payload = wire.session_changed(event, self._row_of(event.session))
+            self._send(encode_event("sessions.changed", payload), subscribers)
 
     # -- who hears -------------------------------------------------------------------------------------------------
 

@@ -1,11 +1,14 @@
 """What every connection and request shares: the runtime below, the fan-out, presence, counters. No logic."""
 
+from functools import partial
+
 import trio
 
 from triops.gateway.admission import WriteLimiter
 from triops.gateway.fanout import Fanout
 from triops.gateway.frames import StateVersion
 from triops.gateway.presence import Presence
+from triops.gateway.rows import session_row
 from triops.runtime.compose import Runtime
 from triops.runtime.logs import Log
 
@@ -18,7 +21,7 @@ class Services:
         self.version = version
         self.boot_id = boot_id
         self.log: Log = runtime.log.bind("gateway")
-        self.fanout = Fanout(runtime.bus)
+        self.fanout = Fanout(runtime.bus, partial(session_row, runtime))
         self.presence = Presence(runtime.clock, version=version)
         self.writes = WriteLimiter(trio.current_time)
         self.started_at = runtime.clock()

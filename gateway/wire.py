@@ -11,7 +11,8 @@ import msgspec
 
 from triops.agents.messages import Message, Text
 from triops.gateway.schema.events import AgentEvent, ChatEvent, ShownMessage
-from triops.runtime.events import RunInfo, RunTool
+from triops.gateway.schema.sessions import SessionRow
+from triops.runtime.events import RunInfo, RunTool, SessionChanged
 from triops.runtime.runs.state import RunState, Terminal
 
 _STATE = {
@@ -20,6 +21,8 @@ _STATE = {
     RunState.ABORTED: "aborted",
     RunState.ERROR: "error",
 }
+
+_ROW_FIELDS = [(field.name, field.encode_name) for field in msgspec.structs.fields(SessionRow) if field.name != "key"]
 
 
 def agent_event(
@@ -156,6 +159,15 @@ def chat_terminal(run: RunInfo, seq: int, terminal: Terminal) -> ChatEvent:
         error_kind=terminal.error_kind,
         error_detail=terminal.error_detail,
     )
+
+
+def session_changed(event: SessionChanged, row: SessionRow) -> dict[str, Any]:
+    """Why, and the whole row, as `session` and once more beside it: there null says that a field is cleared."""
+    payload: dict[str, Any] = {"sessionKey": row.key, "ts": event.ts, "session": row}
+    for key, value in (("reason", event.reason), ("phase", event.phase), ("runId", event.run_id)):
+        if value is not None:
+            payload[key] = value
+    return payload | {wire_name: getattr(row, name) for name, wire_name in _ROW_FIELDS}
 
 
 def shown_message(message: Message, message_id: str, seq: int, run_id: str | None) -> dict[str, Any]:

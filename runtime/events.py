@@ -9,6 +9,7 @@ import msgspec
 
 from triops.agents.messages import Message, ToolCall, ToolResultMessage
 from triops.runtime.runs.state import Terminal
+from triops.runtime.sessions import Session
 
 
 class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,10 +106,10 @@ class SessionMessage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SessionChanged(msgspec.Struct, frozen=True, kw_only=True):
-    """A session's row is new or other; `reason` or `phase` says why."""
+    """A session is new or other than it was; `reason` or `phase` says why."""
 
-    session_key: str
-    agent_id: str
+    session: Session
+    """As the disk has it now."""
     ts: int
     reason: str | None = None
     phase: str | None = None

@@ -67,7 +67,7 @@ async def sessions_create(call: Call, params: SessionsCreate) -> dict[str, Any]:
             db, key, now, label=params.label, model=params.model, spawned_by=params.parent_session_key
         )
     )
-    runtime.runs.changed(key, reason="create")
+    runtime.runs.changed(session, reason="create")
     result: dict[str, Any] = {
         "ok": True,
         "key": key,
@@ -138,7 +138,7 @@ async def sessions_reset(call: Call, params: SessionsReset) -> dict[str, Any]:
         return stored.reset(db, key, now)
 
     session = await runtime.store.write(reset)
-    runtime.runs.changed(key, reason=params.reason)
+    runtime.runs.changed(session, reason=params.reason)
     return {"ok": True, "key": key, "entry": _entry(session), "resolved": _resolved(call)}
 
 

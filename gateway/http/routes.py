@@ -127,7 +127,7 @@ class Routes:
         canonical = intake.session_key(call, key)
         now = runtime.clock()
         session = await runtime.store.write(lambda db: stored.touch(db, canonical, now))
-        runtime.runs.changed(canonical, reason="ping")
+        runtime.runs.changed(session, reason="ping")
         return HttpResponse(200, {"ok": True, "key": session.key, "updatedAt": session.updated_at})
 
     async def _say(self, caller: Caller, body: bytes, *, final: bool) -> HttpResponse:

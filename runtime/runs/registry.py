@@ -103,8 +103,9 @@ class Run:
         """The reply so far."""
         return "".join(self.parts)
 
-    def begin(self, message_seq: int, history: Sequence[str]) -> None:
+    def begin(self, session: Session, message_seq: int, history: Sequence[str]) -> None:
         """The run has its place on disk, and what came before it is known."""
+        self.session = session
         self.message_seq = message_seq
         self.history = tuple(history)
         # A scope is entered once, and the wait for a slot may have used the one before.

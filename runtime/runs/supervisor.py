@@ -22,7 +22,7 @@ from triops.runtime.runs.lanes import Lane, Lanes, LaneStatistics
 from triops.runtime.runs.registry import Registry, RegistryStatistics, Run, info_of
 from triops.runtime.runs.state import Accepted, Submission, Terminal
 from triops.runtime.runs.worker import Turn, Worker, announce, settled
-from triops.runtime.sessions import Session, agent_of
+from triops.runtime.sessions import Session
 from triops.runtime.store import runs as stored_runs
 from triops.runtime.store import sessions as stored_sessions
 from triops.runtime.store.runs import Acceptance, Stored
@@ -176,15 +176,15 @@ class Supervisor:
         now = self._clock()
 
         def on_disk(appended: tuple[Session, Placed]) -> None:
-            announce(self._bus, session_key, [appended[1]])
-            self.changed(session_key, reason="message")
+            session, placed = appended
+            announce(self._bus, session_key, [placed])
+            self.changed(session, phase="message")
 
         await self._store.write(lambda db: stored_sessions.append(db, session_key, message, now), then=on_disk)
 
-    def changed(self, session_key: str, *, reason: str) -> None:
-        """Tell listeners that a session's row is other than it was."""
-        agent_id = agent_of(session_key)
-        self._bus.publish(SessionChanged(session_key=session_key, agent_id=agent_id, ts=self._clock(), reason=reason))
+    def changed(self, session: Session, **why: str) -> None:
+        """Tell listeners that a session is other than it was; `why` is its `reason` or `phase`."""
+        self._bus.publish(SessionChanged(session=session, ts=self._clock(), **why))
 
     def statistics(self) -> SupervisorStatistics:
         inbox = self._send.statistics()
@@ -291,7 +291,7 @@ class Supervisor:
         self._registry.add(run)
         if start:
             assert acceptance.placed is not None
-            run.begin(acceptance.placed.seq, acceptance.history)
+            run.begin(acceptance.session, acceptance.placed.seq, acceptance.history)
             announce(self._bus, run.session.key, [acceptance.placed])
             lane.active = run
             self._hire(lane)

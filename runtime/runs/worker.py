@@ -21,7 +21,7 @@ from triops.runtime.logs import Log
 from triops.runtime.runs.lanes import Lane, Lanes
 from triops.runtime.runs.registry import Registry, Run
 from triops.runtime.runs.state import RunState, Terminal
-from triops.runtime.sessions import agent_of
+from triops.runtime.sessions import Session, agent_of
 from triops.runtime.store import runs as stored_runs
 from triops.runtime.store.db import Db, Transaction
 from triops.runtime.store.sessions import Placed
@@ -150,7 +150,7 @@ class Worker:
         while run.stop_reason is None and not self._lanes.closed:
             companions = lane.take_collected(run)
             try:
-                placed, history = await self._store.write(partial(_begin, run, companions, self._clock()))
+                session, placed, history = await self._store.write(partial(_begin, run, companions, self._clock()))
             except Exception as error:
                 lane.give_back(companions)
                 if not isinstance(error, RuntimeFault):
@@ -159,7 +159,7 @@ class Worker:
                 self._log.error("a queued run could not be started, trying again", run=run.id, error=error)
                 await trio.sleep(RETRY)
                 continue
-            run.begin(placed[0].seq, history)
+            run.begin(session, placed[0].seq, history)
             for other in companions:
                 self._registry.merge(other, run)
                 run.companions.append(other.submission.message)
@@ -174,7 +174,7 @@ class Worker:
             self._changed(run, "start")
             draft = await self._reply(lane, run)
             try:
-                placed = await self._store.write(partial(_finish, run, draft, self._clock()))
+                run.session, placed = await self._store.write(partial(_finish, run, draft, self._clock()))
             except RuntimeFault as error:
                 self._log.error("the end of a run could not be stored", run=run.id, error=error)
                 run.terminal = self._not_stored(run, error)
@@ -186,7 +186,8 @@ class Worker:
         self._changed(run, "error" if run.state is RunState.ERROR else "end")
         if not stored:
             lane.free_slot()
-            await self._store_late(run, partial(_finish, run, _late(run.terminal, draft), self._clock()))
+            late = partial(_finish, run, _late(run.terminal, draft), self._clock())
+            await self._store_late(run, lambda db: late(db)[1])
 
     async def _reply(self, lane: Lane, run: Run) -> Draft:
         """The turn, however it ends; after it nothing of it is under way any more."""
@@ -248,10 +249,7 @@ class Worker:
                 await trio.sleep(RETRY)
 
     def _changed(self, run: Run, phase: str) -> None:
-        key = run.session.key
-        self._bus.publish(
-            SessionChanged(session_key=key, agent_id=agent_of(key), ts=self._clock(), phase=phase, run_id=run.id)
-        )
+        self._bus.publish(SessionChanged(session=run.session, ts=self._clock(), phase=phase, run_id=run.id))
 
 
 class _Desk:
@@ -331,16 +329,17 @@ def _late(terminal: Terminal, draft: Draft | None) -> Draft:
 # -- transactions, for the store's thread: they read only what nobody changes ------------------------------------------
 
 
-def _begin(run: Run, companions: Sequence[Run], now: int, db: Db) -> tuple[list[Placed], Sequence[str]]:
-    placed, history = stored_runs.claim(db, run.submission, run.session.sid, now)
-    return [placed, *_save(run, [other.submission.message for other in companions], companions, now, db)], history
+def _begin(run: Run, companions: Sequence[Run], now: int, db: Db) -> tuple[Session, list[Placed], Sequence[str]]:
+    session, placed, history = stored_runs.claim(db, run.submission, run.session.sid, now)
+    said = [other.submission.message for other in companions]
+    return session, [placed, *_save(run, said, companions, now, db)], history
 
 
 def _save(run: Run, messages: Sequence[Message], merged: Sequence[Run], now: int, db: Db) -> list[Placed]:
     return stored_runs.save(db, run.session.sid, run.id, messages, [other.id for other in merged], now)
 
 
-def _finish(run: Run, draft: Draft, now: int, db: Db) -> list[Placed]:
+def _finish(run: Run, draft: Draft, now: int, db: Db) -> tuple[Session, list[Placed]]:
     return stored_runs.finish(db, run.session.sid, run.id, draft.terminal, draft.messages, now)
 
 

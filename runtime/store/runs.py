@@ -19,7 +19,7 @@ from triops.runtime.runs.state import (
 )
 from triops.runtime.sessions import CreatedVia, Session, SessionStatus
 from triops.runtime.store import sessions
-from triops.runtime.store.db import Db
+from triops.runtime.store.db import Db, Value
 from triops.runtime.store.sessions import Placed
 
 KEEP_MS = 30 * 24 * 3600 * 1000
@@ -115,25 +115,24 @@ def accept(db: Db, submission: Submission, now: int, *, start: bool) -> Acceptan
     )
     if not start:
         return Acceptance(session=session, fresh=True, state=state, accepted_at=now)
-    placed, history = _begin(db, submission, session.sid, now)
+    session, placed, history = _begin(db, submission, session.sid, now)
     return Acceptance(session=session, fresh=True, state=state, accepted_at=now, placed=placed, history=history)
 
 
-def claim(db: Db, submission: Submission, sid: int, now: int) -> tuple[Placed, Sequence[str]]:
-    """A queued run begins: it is running on disk, its message has its place; its history comes back."""
+def claim(db: Db, submission: Submission, sid: int, now: int) -> tuple[Session, Placed, Sequence[str]]:
+    """A queued run begins: it is running on disk, its message has its place; its session and history come back."""
     db.execute("UPDATE runs SET state = 'running' WHERE id = ? AND state = 'queued'", (submission.run_id,))
     assert db.changes() == 1, f"run {submission.run_id} was not queued"
     return _begin(db, submission, sid, now)
 
 
-def _begin(db: Db, submission: Submission, sid: int, now: int) -> tuple[Placed, Sequence[str]]:
+def _begin(db: Db, submission: Submission, sid: int, now: int) -> tuple[Session, Placed, Sequence[str]]:
     placed = sessions.place(db, sid, submission.message, now, run_id=submission.run_id)
     db.execute("UPDATE runs SET message_seq = ? WHERE id = ?", (placed.seq, submission.run_id))
-    db.execute(
-        "UPDATE sessions SET status = 'running', started_at = ?, ended_at = NULL, last_run_id = ? WHERE sid = ?",
-        (now, submission.run_id, sid),
+    session = _update(
+        db, "status = 'running', started_at = ?, ended_at = NULL, last_run_id = ?", now, submission.run_id, sid
     )
-    return placed, sessions.context(db, sid, before=placed.seq) if placed.seq > 1 else ()
+    return session, placed, sessions.context(db, sid, before=placed.seq) if placed.seq > 1 else ()
 
 
 def save(db: Db, sid: int, run_id: str, messages: Sequence[Message], merged: Sequence[str], now: int) -> list[Placed]:
@@ -144,28 +143,34 @@ def save(db: Db, sid: int, run_id: str, messages: Sequence[Message], merged: Seq
     return placed
 
 
-def finish(db: Db, sid: int, run_id: str, terminal: Terminal, messages: Sequence[Message], now: int) -> list[Placed]:
-    """The end of a run that was running: its last messages, its terminal, its session's row."""
+def _update(db: Db, changes: str, *values: Value) -> Session:
+    """Change the session whose `sid` is the last of `values`; how it is now."""
+    rows = db.execute(f"UPDATE sessions SET {changes} WHERE sid = ? RETURNING {sessions.COLUMNS}", values).fetchall()  # noqa: S608 - our words
+    return sessions.session_of(rows[0])
+
+
+def finish(
+    db: Db, sid: int, run_id: str, terminal: Terminal, messages: Sequence[Message], now: int
+) -> tuple[Session, list[Placed]]:
+    """The end of a run that was running: its last messages, its terminal, its session."""
     placed = [sessions.place(db, sid, message, now, run_id=run_id) for message in messages]
     _end(db, run_id, terminal)
     usage = next((m.usage for m in reversed(messages) if isinstance(m, AssistantMessage) and m.usage), Usage())
-    db.execute(
-        "UPDATE sessions SET status = ?, ended_at = ?, last_run_error = ?, updated_at = ?,"
-        " input_tokens = CASE WHEN ?5 > 0 THEN ?5 ELSE input_tokens END,"
-        " output_tokens = CASE WHEN ?5 > 0 THEN ?6 ELSE output_tokens END,"
-        " total_tokens = CASE WHEN ?5 > 0 THEN ?7 ELSE total_tokens END WHERE sid = ?8",
-        (
-            _STATUS[terminal.state],
-            terminal.ended_at,
-            terminal.error_message,
-            now,
-            usage.input,
-            usage.output,
-            usage.total_tokens,
-            sid,
-        ),
+    session = _update(
+        db,
+        "status = ?, ended_at = ?, last_run_error = ?, updated_at = ?, input_tokens = iif(?5, ?6, input_tokens),"
+        " output_tokens = iif(?5, ?7, output_tokens), total_tokens = iif(?5, ?8, total_tokens)",
+        _STATUS[terminal.state],
+        terminal.ended_at,
+        terminal.error_message,
+        now,
+        usage.input > 0,
+        usage.input,
+        usage.output,
+        usage.total_tokens,
+        sid,
     )
-    return placed
+    return session, placed
 
 
 def drop(db: Db, submission: Submission, sid: int, terminal: Terminal, now: int) -> Placed:

@@ -11,7 +11,7 @@ from triops.runtime.sessions import CreatedVia, Session, agent_of, is_main
 from triops.runtime.store.db import Db, Row, Value
 
 _FIELDS = msgspec.structs.fields(Session)
-_COLUMNS = ", ".join(field.name for field in _FIELDS)
+COLUMNS = ", ".join(field.name for field in _FIELDS)
 
 HISTORY_ROWS = 400
 """Messages read for a turn; more do not fit any prompt worth sending."""
@@ -26,19 +26,20 @@ class Placed(msgspec.Struct, frozen=True):
     run_id: str | None = None
 
 
-def _session(row: Row) -> Session:
+def session_of(row: Row) -> Session:
+    """The session of a row of `COLUMNS`."""
     return Session(**{field.name: value for field, value in zip(_FIELDS, row, strict=True)})
 
 
 def find(db: Db, key: str) -> Session | None:
     """The session of a canonical key."""
-    row = db.execute(f"SELECT {_COLUMNS} FROM sessions WHERE key = ?", (key,)).fetchone()  # noqa: S608 - our columns
-    return _session(row) if row else None
+    row = db.execute(f"SELECT {COLUMNS} FROM sessions WHERE key = ?", (key,)).fetchone()  # noqa: S608 - our columns
+    return session_of(row) if row else None
 
 
 def find_labelled(db: Db, label: str) -> Session | None:
-    row = db.execute(f"SELECT {_COLUMNS} FROM sessions WHERE label = ?", (label,)).fetchone()  # noqa: S608 - our columns
-    return _session(row) if row else None
+    row = db.execute(f"SELECT {COLUMNS} FROM sessions WHERE label = ?", (label,)).fetchone()  # noqa: S608 - our columns
+    return session_of(row) if row else None
 
 
 def require(db: Db, key: str) -> Session:
@@ -204,10 +205,10 @@ def listing(db: Db, wanted: SessionFilter) -> tuple[list[Session], int]:
     where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
     ((total,),) = db.execute(f"SELECT count(*) FROM sessions {where}", values).fetchall()  # noqa: S608 - bound values
     rows = db.execute(
-        f"SELECT {_COLUMNS} FROM sessions {where} ORDER BY updated_at DESC, sid DESC LIMIT ? OFFSET ?",  # noqa: S608 - bound values
+        f"SELECT {COLUMNS} FROM sessions {where} ORDER BY updated_at DESC, sid DESC LIMIT ? OFFSET ?",  # noqa: S608 - bound values
         [*values, wanted.limit, wanted.offset],
     ).fetchall()
-    return [_session(row) for row in rows], total
+    return [session_of(row) for row in rows], total
 
 
 def reset(db: Db, key: str, now: int) -> Session:

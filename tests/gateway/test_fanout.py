@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from triops.agents.messages import AssistantMessage, Text, ToolCall, ToolResultMessage, UserMessage
 from triops.gateway.fanout import PACE, Fanout
 from triops.gateway.outbox import Outbox
+from triops.gateway.schema.sessions import SessionRow
 from triops.runtime.bus import Bus
 from triops.runtime.events import (
     CronEvent,
@@ -31,6 +32,7 @@ from triops.runtime.events import (
 )
 from triops.runtime.logs import Log
 from triops.runtime.runs.state import RunState, Terminal
+from triops.runtime.sessions import Session
 
 RUN = RunInfo(
     run_id="r",
@@ -69,10 +71,23 @@ class Listener:
         return [frame["event"] for frame in self.heard()]
 
 
+def row_of(session: Session) -> SessionRow:
+    return SessionRow(
+        key=session.key,
+        session_id=session.session_id,
+        agent_id=session.agent_id,
+        classification="direct",
+        created_via="operator",
+        created_at=1,
+        updated_at=2,
+        ended_at=session.ended_at,
+    )
+
+
 @asynccontextmanager
 async def fanning(*listeners: Listener) -> AsyncGenerator[Bus]:
     bus = Bus(Log())
-    fanout = Fanout(bus)
+    fanout = Fanout(bus, row_of)
     for listener in listeners:
         fanout.join(listener)
     async with trio.open_nursery() as nursery:
@@ -287,18 +302,22 @@ async def test_session_events_go_to_who_subscribed() -> None:
     )
     async with fanning(nobody, everything, one, another) as bus:
         bus.publish(message)
-        bus.publish(SessionChanged(session_key="k", agent_id="main", ts=5, phase="end", run_id="r"))
+        session = Session(sid=1, key="k", agent_id="main", session_id="s")
+        bus.publish(SessionChanged(session=session, ts=5, phase="end", run_id="r"))
         told, changed = one.heard()
         assert everything.names() == ["session.message", "sessions.changed"]
         assert nobody.heard() == another.heard() == []
     assert told["payload"]["message"]["__openclaw"] == {"id": "m", "seq": 3, "runId": "r"}
     assert (told["payload"]["messageId"], told["payload"]["messageSeq"], told["payload"]["runId"]) == ("m", 3, "r")
-    assert changed["payload"] == {"sessionKey": "k", "agentId": "main", "ts": 5, "phase": "end", "runId": "r"}
+    about, row = changed["payload"], changed["payload"]["session"]
+    assert (about["sessionKey"], about["ts"], about["phase"], about["runId"]) == ("k", 5, "end", "r")
+    assert row["key"] == "k" and "endedAt" not in row and about["endedAt"] is None, "null: cleared"
+    assert {name: about[name] for name in row if name != "key"} | {"key": "k"} == row
 
 
 async def test_a_terminal_is_told_again_to_one_connection_only() -> None:
     bus = Bus(Log())
-    fanout = Fanout(bus)
+    fanout = Fanout(bus, row_of)
     me, other, deaf = Listener("asker"), Listener("other"), Listener("deaf", reads=False)
     for listener in (me, other, deaf):
         fanout.join(listener)
@@ -313,7 +332,7 @@ async def test_a_terminal_is_told_again_to_one_connection_only() -> None:
 
 async def test_who_left_hears_nothing_more() -> None:
     bus = Bus(Log())
-    fanout = Fanout(bus)
+    fanout = Fanout(bus, row_of)
     me = Listener()
     fanout.join(me)
     fanout.leave(me)

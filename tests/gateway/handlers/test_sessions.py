@@ -8,6 +8,8 @@ import trio.testing
 from tests.kit.host import open_test_gateway
 from tests.kit.wire import Refused
 
+from triops.runtime.sessions import MAIN_KEY
+
 Clock = trio.testing.MockClock
 
 
@@ -142,3 +144,41 @@ async def test_scoped_clients_hear_runs_of_their_sessions_only(tmp_path: Path) -
                 await writer.ended(key)
         await client.ended("mine")
         assert {p["sessionKey"] for p in client.events("chat") + client.events("agent")} == {"agent:main:mine"}
+
+
+async def test_a_session_that_changes_is_told_with_its_whole_row(tmp_path: Path) -> None:
+    async with open_test_gateway(tmp_path) as host, host.client() as client:
+        await client.request("sessions.subscribe")
+        await client.say("SAY:x", key="one")
+        begun = await client.event("sessions.changed", phase="start", runId="one")
+        assert (begun["status"], begun["hasActiveRun"], begun["activeRunIds"]) == ("running", True, ["one"])
+        assert (begun["sessionKey"], begun["agentId"], begun["sessionId"]) == (
+            MAIN_KEY,
+            "main",
+            begun["session"]["sessionId"],
+        )
+        ended = await client.event("sessions.changed", phase="end", runId="one")
+        assert (ended["status"], ended["hasActiveRun"], ended["activeRunIds"]) == ("done", False, [])
+        assert ended["lastRunId"] == "one" and ended["runtimeMs"] is not None
+        assert ended["session"]["lastMessagePreview"] == "x"
+        (row,) = (await client.request("sessions.list"))["sessions"]
+        assert ended["session"] == row
+        await client.say("SAY:y", key="two")
+        again = await client.event("sessions.changed", phase="start", runId="two")
+        assert (again["endedAt"], again["runtimeMs"]) == (None, None), "what is cleared is said"
+        assert again["totalTokens"] == ended["totalTokens"] > 0
+        await client.ended("two")
+        await client.ask("sessions.reset", {"key": "main"})
+        reset = await client.event("sessions.changed", reason="reset")
+        assert (reset["status"], reset["totalTokens"]) == (None, 0)
+
+
+async def test_a_queued_run_begins_with_what_the_run_before_it_left_in_the_row(tmp_path: Path) -> None:
+    async with open_test_gateway(tmp_path) as host, host.client() as client:
+        await client.request("sessions.subscribe")
+        await client.say("SAY:x TOKENS:5", key="one", queueMode="followup")
+        await client.say("SAY:y", key="two", queueMode="followup")
+        ended = await client.event("sessions.changed", phase="end", runId="one")
+        begun = await client.event("sessions.changed", phase="start", runId="two")
+        assert ended["totalTokens"] == begun["totalTokens"] > 0
+        assert begun["session"]["lastMessagePreview"] == "SAY:y"

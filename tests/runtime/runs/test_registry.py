@@ -256,7 +256,7 @@ def test_runs_of_a_session_come_oldest_first(place: Place) -> None:
 
 
 def _begin(run: Run) -> None:
-    run.begin(1, ())
+    run.begin(run.session, 1, ())
 
 
 def _nothing(run: Run) -> None:
@@ -276,7 +276,7 @@ def test_a_run_is_stopped_once(place: Place, before: Callable[[Run], None]) -> N
 def test_a_run_that_was_stopped_before_it_has_its_place_is_still_stopped_then(place: Place) -> None:
     run = place.run()
     run.stop("rpc")
-    run.begin(1, ())
+    run.begin(run.session, 1, ())
     assert run.begun
     assert run.scope.cancel_called
 

@@ -119,7 +119,7 @@ def test_a_spawned_run_makes_its_session_with_its_parent(db: Db) -> None:
 
 def test_a_run_is_claimed_once(db: Db) -> None:
     sid = accept(db, "a").session.sid
-    placed, history = runs.claim(db, submission("a"), sid, NOW)
+    _, placed, history = runs.claim(db, submission("a"), sid, NOW)
     assert (placed.seq, placed.run_id, list(history)) == (1, "a", [])
     assert found(db, "a").state is RunState.RUNNING
     with pytest.raises(AssertionError, match="not queued"):
