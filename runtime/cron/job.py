@@ -135,12 +135,17 @@ class Job(_Wire, frozen=True, kw_only=True):
 
     @property
     def session(self) -> str:
-        """The canonical key of the session in which it runs."""
+        """The canonical key of the session in which it runs; of an isolated one, what its runs' keys begin with."""
         if self.session_target == "main":
             return MAIN_KEY
         if self.session_target == "isolated":
             return f"agent:{self.agent_id or DEFAULT_AGENT}:cron:{self.id}"
         return self.session_target.removeprefix("session:")
+
+    def session_of(self, run_id: str) -> str:
+        """The session of one slot: an isolated run knows nothing of those before it."""
+        isolated = self.session_target == "isolated"
+        return f"{self.session}:run:{run_id.partition(f'{self.id}:')[2]}" if isolated else self.session
 
 
 class _Asked(_Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):

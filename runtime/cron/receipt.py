@@ -70,7 +70,7 @@ def ended(
         delivered=None if isinstance(job.payload, SystemEvent) else False,
         delivery_status="not-delivered" if announced else "not-requested",
         session_id=session_id,
-        session_key=job.session,
+        session_key=job.session_of(claim.run_id),
         run_id=claim.run_id,
         run_at_ms=claim.claimed_at,
         duration_ms=max(0, now_ms - claim.claimed_at),

@@ -151,7 +151,10 @@ class CronScheduler:
         return await self._ask(partial(self._add, job))
 
     async def remove(self, job_id: str) -> dict[str, Any]:
-        """Forget a job; `NotFound` if there is none. A slot of it that runs goes on, and gets its receipt."""
+        """Forget a job; `NotFound` if there is none.
+
+        A slot of it that runs goes on, can be aborted as any run, and gets its receipt, after a restart too.
+        """
         return await self._ask(partial(self._remove, job_id))
 
     async def run_now(self, job_id: str, mode: RunMode = "force") -> dict[str, Any]:
@@ -223,12 +226,12 @@ class CronScheduler:
         """
         known, claims = await self._store.read(lambda db: (stored.load(db), stored.open_claims(db)))
         self._jobs, self._due = {}, {}
-        self._running = {claim.run_id for claim in claims}
+        self._running = {claim.run_id for claim, _ in claims}
         for job in known:
             await self._admit(job)
         async with trio.open_nursery() as slots:
-            for claim in claims:
-                slots.start_soon(self._resume, self._jobs[claim.job_id], claim, name=f"resume {claim.run_id}")
+            for claim, job in claims:
+                slots.start_soon(self._resume, job, claim, name=f"resume {claim.run_id}")
             task_status.started()
             while True:
                 pause = await self._fire_due(slots)
@@ -417,7 +420,7 @@ def _submission(job: Job, claim: Claim) -> Submission:
             deadline = AGENT_TURN_SECONDS if seconds is None else seconds or None
     return Submission(
         run_id=claim.run_id,
-        session_key=job.session,
+        session_key=job.session_of(claim.run_id),
         message=message,
         source="cron",
         queue_mode="followup",

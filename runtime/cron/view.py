@@ -55,4 +55,5 @@ def delivery_preview(job: Job) -> dict[str, str]:
     """Where results go, in words."""
     if job.delivery is None or job.delivery.mode == "none":
         return {"label": "not requested", "detail": "not requested"}
-    return {"label": "session", "detail": f"shown in session {job.session}; there is no channel to announce it on"}
+    where = "a session of its own each time" if job.session_target == "isolated" else f"session {job.session}"
+    return {"label": "session", "detail": f"shown in {where}; there is no channel to announce it on"}

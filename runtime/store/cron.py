@@ -12,6 +12,7 @@ from triops.runtime.store.db import Db, Value
 
 KEEP_MS = 7 * 86_400_000
 KEEP_ROWS = 2_000
+KEEP_ISOLATED_MS = 86_400_000
 
 _encode = msgspec.json.Encoder().encode
 _decode_job = msgspec.json.Decoder(Job).decode
@@ -63,9 +64,13 @@ def save(db: Db, job: Job) -> None:
 
 
 def remove(db: Db, job_id: str) -> None:
-    """Forget a job and its open claim; what is finished keeps its receipt for its time."""
+    """Forget a job. An open claim keeps it in place of its entry: the receipt will tell of it."""
+    db.execute(
+        "UPDATE cron_receipts SET entry = (SELECT job FROM cron_jobs WHERE id = job_id)"
+        " WHERE job_id = ? AND finished_at IS NULL",
+        (job_id,),
+    )
     db.execute("DELETE FROM cron_jobs WHERE id = ?", (job_id,))
-    db.execute("DELETE FROM cron_receipts WHERE job_id = ? AND finished_at IS NULL", (job_id,))
 
 
 def claim(db: Db, job: Job, taken: Claim, passed: Sequence[LogEntry]) -> bool:
@@ -102,10 +107,13 @@ def skip(db: Db, job: Job, passed: Sequence[LogEntry]) -> None:
         db.execute(f"INSERT OR IGNORE {_RECEIPT}", (*row, entry.ts, entry.status, _encode(entry).decode()))
 
 
-def open_claims(db: Db) -> list[Claim]:
-    """Slots that were claimed and not finished."""
-    rows = db.execute("SELECT run_id, job_id, slot_ms, claimed_at FROM cron_receipts WHERE finished_at IS NULL")
-    return [Claim(*row) for row in rows]
+def open_claims(db: Db) -> list[tuple[Claim, Job]]:
+    """Slots that were claimed and not finished, with their jobs, which may be gone."""
+    rows = db.execute(
+        "SELECT coalesce(job, entry), run_id, job_id, slot_ms, claimed_at"
+        " FROM cron_receipts LEFT JOIN cron_jobs ON id = job_id WHERE finished_at IS NULL"
+    )
+    return [(Claim(*claim), _decode_job(job)) for job, *claim in rows]
 
 
 def runs(db: Db, query: RunsQuery) -> tuple[list[dict[str, Any]], int]:
@@ -136,7 +144,19 @@ def runs(db: Db, query: RunsQuery) -> tuple[list[dict[str, Any]], int]:
 
 
 def _prune(db: Db, now_ms: int) -> None:
-    """Drop receipts older than seven days, and all but the newest 2,000. A claim is kept until it is finished."""
+    """Drop receipts older than seven days, and all but the newest 2,000. A claim is kept until it is finished.
+
+    The session of an isolated run goes when nothing has happened in it for a day.
+    """
+    idle = db.execute(
+        "SELECT sid, created_at, updated_at FROM sessions WHERE updated_at < ? AND created_via = 'cron'"
+        " AND key GLOB 'agent:*:cron:*:run:*' AND status IS NOT 'running'",
+        (now_ms - KEEP_ISOLATED_MS,),
+    ).fetchall()
+    for sid, since, until in idle:
+        db.execute("DELETE FROM messages WHERE sid = ?", (sid,))
+        db.execute("DELETE FROM runs WHERE sid = ? AND accepted_at BETWEEN ? AND ?", (sid, since, until))
+        db.execute("DELETE FROM sessions WHERE sid = ?", (sid,))
     db.execute("DELETE FROM cron_receipts WHERE finished_at < ?", (now_ms - KEEP_MS,))
     db.execute(
         "DELETE FROM cron_receipts WHERE finished_at <= (SELECT finished_at FROM cron_receipts"

@@ -139,7 +139,7 @@ async def test_next_heartbeat_only_shows_the_message(world: World, autojump_cloc
         assert (entry["status"], entry["summary"]) == ("ok", "test")
 
 
-async def test_an_agent_turn_runs_in_its_own_session(world: World, autojump_clock: MockClock) -> None:
+async def test_each_run_of_an_isolated_turn_has_a_session_of_its_own(world: World, autojump_clock: MockClock) -> None:
     usage = Usage(input=8907, output=1, total_tokens=8908)
     said = AssistantMessage((Text("cronned"),), 0, usage=usage)
     world.runs.terminal = Terminal(state=RunState.FINAL, text="cronned", message=said, provider="mock", model="mock-1")
@@ -148,13 +148,16 @@ async def test_an_agent_turn_runs_in_its_own_session(world: World, autojump_cloc
         job = await life.cron.add(turn(payload=payload))
         await trio.sleep(181)
         (submission,) = world.runs.submissions
-        assert submission.session_key == f"agent:main:cron:{job['id']}"
+        assert submission.session_key == f"agent:main:cron:{job['id']}:run:{EPOCH + 180_000}"
         assert submission.message == UserMessage("go", EPOCH + 180_000)
         assert (submission.model, submission.deadline) == ("a/b", 30)
         (entry,) = await life.entries()
-        assert entry["summary"] == "cronned"
+        assert (entry["summary"], entry["sessionKey"]) == ("cronned", submission.session_key)
         assert entry["usage"] == {"input_tokens": 8907, "output_tokens": 1, "total_tokens": 8908}
         assert (entry["delivered"], entry["deliveryStatus"]) == (False, "not-delivered")
+        by_hand = (await life.cron.run_now(job["id"]))["runId"]
+        await trio.sleep(1)
+        assert world.runs.submissions[-1].session_key.endswith(":run:" + by_hand.removeprefix(f"manual:{job['id']}:"))
 
 
 @pytest.mark.parametrize(("given", "deadline"), [({}, 3600), ({"timeoutSeconds": 0}, None)])
@@ -588,6 +591,24 @@ async def test_removing_a_job_that_runs_lets_it_end(world: World, autojump_clock
         assert "job" not in world.events[-1]
     async with world.life() as life:
         assert life.cron.statistics().jobs == 0
+
+
+async def test_a_slot_of_a_removed_job_that_a_restart_cut_off_still_gets_its_receipt(
+    world: World, autojump_clock: MockClock
+) -> None:
+    world.runs.seconds = 60
+    async with world.life() as life:
+        job = await life.cron.add(turn())
+        await trio.sleep(200)
+        await life.cron.remove(job["id"])
+    world.runs.restart()
+    async with world.life() as life:
+        await trio.sleep(1)
+        (entry,) = await life.entries()
+        assert (entry["status"], entry["error"]) == ("error", "interrupted: the process stopped while the job ran")
+        assert (entry["jobName"], entry["sessionKey"]) == ("go", world.runs.submissions[0].session_key)
+        assert (world.events[-1]["action"], world.events[-1]["jobId"]) == ("finished", job["id"])
+        assert life.cron.statistics().running == life.cron.statistics().jobs == 0
 
 
 async def test_lists_come_in_the_order_of_their_next_run(world: World, autojump_clock: MockClock) -> None:

@@ -4,10 +4,12 @@ from typing import Any
 
 import pytest
 
+from triops.agents.messages import UserMessage
 from triops.runtime.cron.job import Job, new_job
 from triops.runtime.cron.receipt import Claim, LogEntry, ended, passed
-from triops.runtime.store import cron
-from triops.runtime.store.cron import KEEP_MS, KEEP_ROWS, RunsQuery
+from triops.runtime.runs.state import RunState, Source, Submission, Terminal
+from triops.runtime.store import cron, runs, sessions
+from triops.runtime.store.cron import KEEP_ISOLATED_MS, KEEP_MS, KEEP_ROWS, RunsQuery
 from triops.runtime.store.db import Db
 from triops.runtime.store.migrations import migrate
 from triops.runtime.store.sqlite import connect
@@ -62,7 +64,7 @@ def test_a_slot_that_was_skipped_can_be_claimed_once(db: Db) -> None:
     assert cron.claim(db, job(), Claim("manual:a:1:1", "a", 1, NOW), ()) is True
     assert found(db) == []
     assert cron.claim(db, job(), slot(1), ()) is False
-    assert [claim.run_id for claim in cron.open_claims(db)] == ["manual:a:1:1"]
+    assert [claim.run_id for claim, _ in cron.open_claims(db)] == ["manual:a:1:1"]
 
 
 def test_runs_by_hand_have_no_slot_and_do_not_exclude_each_other(db: Db) -> None:
@@ -88,15 +90,16 @@ def test_whether_a_job_runs_follows_from_its_open_claims(db: Db) -> None:
     assert cron.find(db, "b") is None
 
 
-def test_removing_a_job_forgets_its_claim_and_keeps_its_receipts(db: Db) -> None:
+def test_removing_a_job_keeps_its_receipts_and_what_its_open_claim_needs(db: Db) -> None:
     finish(db, slot(1))
     cron.claim(db, job(), slot(2), ())
     cron.remove(db, "a")
     assert cron.load(db) == []
-    assert cron.open_claims(db) == []
+    assert cron.open_claims(db) == [(slot(2), job())]
     assert found(db) == ["cron:a:1"]
     cron.finish(db, None, slot(2), ended(job(), slot(2), NOW + 9), ())
     assert found(db) == ["cron:a:2", "cron:a:1"]
+    assert cron.open_claims(db) == []
 
 
 def test_receipts_are_filtered_and_paged(db: Db) -> None:
@@ -131,7 +134,27 @@ def test_receipts_go_after_seven_days_and_open_claims_never(db: Db) -> None:
     assert len(found(db)) == 2
     finish(db, slot(3), ts=NOW + KEEP_MS + 1)
     assert found(db) == ["cron:a:3", "cron:a:2"]
-    assert [claim.run_id for claim in cron.open_claims(db)] == ["cron:b:0"]
+    assert [claim.run_id for claim, _ in cron.open_claims(db)] == ["cron:b:0"]
+
+
+def test_the_session_of_an_isolated_run_goes_when_it_was_idle_for_a_day_and_others_stay(db: Db) -> None:
+    def run(run_id: str, key: str, source: Source) -> None:
+        submission = Submission(run_id=run_id, session_key=key, message=UserMessage("hi", NOW), source=source)
+        sid = runs.accept(db, submission, NOW, start=True).session.sid
+        runs.finish(db, sid, run_id, Terminal(state=RunState.FINAL, ended_at=NOW), [], NOW)
+
+    isolated, persistent, mine = (f"agent:main:cron:{rest}" for rest in ("a:run:1", "a", "b:run:mine"))
+    run("cron:a:1", isolated, "cron")
+    run("cron:a:2", persistent, "cron")
+    run("chat", mine, "chat")
+    finish(db, slot(1), ts=NOW + KEEP_ISOLATED_MS)
+    assert sessions.find(db, isolated) is not None
+    finish(db, slot(2), ts=NOW + KEEP_ISOLATED_MS + 1)
+    assert sessions.find(db, isolated) is None
+    assert runs.find(db, "cron:a:1") is None
+    assert sessions.find(db, persistent) is not None and sessions.find(db, mine) is not None
+    ((messages,),) = db.execute("SELECT count(*) FROM messages").fetchall()
+    assert messages == 2
 
 
 def test_only_the_newest_two_thousand_receipts_stay(db: Db) -> None:
