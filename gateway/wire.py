@@ -95,7 +95,7 @@ def tool(event: RunTool) -> AgentEvent:
 
 
 def shown_text(terminal: Terminal) -> str:
-    """What a terminal shows. Models often end with white space; clients compare."""
+    """What a terminal shows, without white space at its end. As recorded, the transcript keeps that."""
     return terminal.text.rstrip()
 
 
@@ -108,7 +108,7 @@ def lifecycle_end(run: RunInfo, seq: int, terminal: Terminal) -> AgentEvent:
     if terminal.started_at is not None:
         data["startedAt"] = terminal.started_at
     data["endedAt"] = terminal.ended_at
-    data["livenessState"] = "blocked" if terminal.state is RunState.ERROR else "working"
+    data["livenessState"] = liveness(terminal)
     if terminal.state is RunState.ABORTED:
         data["status"] = "cancelled"
     if terminal.state is RunState.ERROR:
@@ -122,14 +122,19 @@ def lifecycle_end(run: RunInfo, seq: int, terminal: Terminal) -> AgentEvent:
     return agent_event(run, seq, terminal.ended_at, "lifecycle", data, with_session=True)
 
 
+def liveness(terminal: Terminal) -> str:
+    return "blocked" if terminal.state is RunState.ERROR else "working"
+
+
 def receipt_of(run_id: str, session_id: str, terminal: Terminal) -> dict[str, Any]:
     """`terminalReply` and `terminalReceipt` of a run that ended well."""
     if terminal.state is not RunState.FINAL:
         return {}
-    disposition = "visible" if terminal.text else "silent"
+    text = shown_text(terminal)
+    disposition = "visible" if text else "silent"
     model = {"provider": terminal.provider, "model": terminal.model}
     return {
-        "terminalReply": {"disposition": disposition, "text": shown_text(terminal)},
+        "terminalReply": {"disposition": disposition, "text": text},
         "terminalReceipt": {
             "runId": run_id,
             "sessionId": session_id,

@@ -104,7 +104,7 @@ def _result(wanted: Submission, accepted: Accepted, terminal: Terminal) -> Any:
         "status": status,
         "summary": "aborted" if status == "timeout" else "completed",
         "result": {
-            "payloads": [{"text": wire.shown_text(terminal), "mediaUrl": None}] if terminal.text else [],
+            "payloads": [{"text": text, "mediaUrl": None}] if (text := wire.shown_text(terminal)) else [],
             "meta": meta,
         },
     }
@@ -141,6 +141,7 @@ async def agent_wait(call: Call, params: AgentWait) -> dict[str, Any]:
         ("endedAt", terminal.ended_at),
         ("error", terminal.error_message),
         ("stopReason", terminal.stop_reason),
+        ("livenessState", wire.liveness(terminal)),
         ("mergedInto", terminal.merged_into),
     ):
         if value is not None:

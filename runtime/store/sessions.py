@@ -125,9 +125,9 @@ def preview_of(message: Message) -> str | None:
     """The first words of a message, for lists; None for what is not speech."""
     match message:
         case UserMessage(content=str() as text) | SystemMessage(content=text):
-            return text[:200]
+            return text[:200].strip()
         case AssistantMessage() if message.text:
-            return message.text[:200]
+            return message.text[:200].strip()
         case _:
             return None
 

@@ -10,6 +10,7 @@ import trio.testing
 from tests.kit.host import ECHO, open_test_gateway
 from tests.kit.wire import Client, Refused
 
+from triops.agents.model import TextDelta
 from triops.runtime.sessions import canonical_key
 
 Clock = trio.testing.MockClock
@@ -332,3 +333,17 @@ async def test_nothing_that_was_accepted_is_lost_whoever_comes_and_goes(tmp_path
         assert ended.keys() == sent
         assert Counter(state for states in ended.values() for state in states) == {"final": 36}
         assert host.warnings() == []
+
+
+async def test_a_transcript_keeps_the_white_space_that_a_terminal_is_shown_without(tmp_path: Path) -> None:
+    async with open_test_gateway(tmp_path, script=[[TextDelta("  hi "), TextDelta("you \n")]]) as host:
+        async with host.client() as client:
+            await client.request("sessions.subscribe")
+            await client.say("hello", key="k")
+            shown = (await client.terminal("k"))["message"]["content"][0]["text"]
+            waited = await client.request("agent.wait", {"runId": "k"})
+            assert shown == waited["terminalReply"]["text"] == "  hi you"
+            history = await client.request("chat.history", {"sessionKey": "main"})
+            (told,) = [m for m in client.events("session.message") if m["message"]["role"] == "assistant"]
+            assert _text(history["messages"][-1]) == _text(told["message"]) == "  hi you \n"
+            assert history["sessionInfo"]["lastMessagePreview"] == "hi you"

@@ -173,12 +173,15 @@ async def test_a_session_that_changes_is_told_with_its_whole_row(tmp_path: Path)
         assert (reset["status"], reset["totalTokens"]) == (None, 0)
 
 
-async def test_a_queued_run_begins_with_what_the_run_before_it_left_in_the_row(tmp_path: Path) -> None:
-    async with open_test_gateway(tmp_path) as host, host.client() as client:
+async def test_a_queued_run_begins_with_what_the_run_before_it_left_in_the_row(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_test_gateway(tmp_path, virtual=True) as host, host.client() as client:
         await client.request("sessions.subscribe")
-        await client.say("SAY:x TOKENS:5", key="one", queueMode="followup")
+        await client.say("TOKENS:5 ITL:100", key="one", queueMode="followup")
         await client.say("SAY:y", key="two", queueMode="followup")
-        ended = await client.event("sessions.changed", phase="end", runId="one")
-        begun = await client.event("sessions.changed", phase="start", runId="two")
-        assert ended["totalTokens"] == begun["totalTokens"] > 0
-        assert begun["session"]["lastMessagePreview"] == "SAY:y"
+        await client.event("sessions.changed", phase="end", runId="two")
+        told = {(p["runId"], p["phase"]): p for p in client.events("sessions.changed")}
+        assert list(told) == [("one", "start"), ("one", "end"), ("two", "start"), ("two", "end")]
+        assert told["one", "end"]["totalTokens"] == told["two", "start"]["totalTokens"] > 0
+        assert told["two", "start"]["session"]["lastMessagePreview"] == "SAY:y"
