@@ -36,6 +36,7 @@ def session_row(runtime: Runtime, session: Session) -> SessionRow:
         runtime_ms=session.ended_at - session.started_at
         if finished and session.ended_at is not None and session.started_at is not None
         else None,
+        aborted_last_run=session.status == "killed",
         last_run_id=session.last_run_id,
         last_run_error=session.last_run_error,
         spawned_by=session.spawned_by,

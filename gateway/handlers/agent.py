@@ -83,6 +83,8 @@ def _result(wanted: Submission, accepted: Accepted, terminal: Terminal) -> Any:
     usage = terminal.message.usage if terminal.message is not None else None
     meta: dict[str, Any] = {
         "aborted": terminal.state is RunState.ABORTED,
+        "stopReason": terminal.stop_reason,
+        "livenessState": wire.liveness(terminal),
         "agentMeta": {
             "sessionId": accepted.session_id,
             "provider": terminal.provider,

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -9,11 +10,12 @@ import trio
 
 from triops.gateway.handlers import intake
 from triops.gateway.methods import Call, NoParams, method
-from triops.gateway.rows import session_defaults
+from triops.gateway.rows import session_defaults, session_row
 from triops.gateway.schema.chat import Str1, Uint
 from triops.gateway.scopes import ADMIN
 from triops.gateway.services import Services
 from triops.runtime.cron.heartbeat import ACK_MAX_CHARS, PROMPT
+from triops.runtime.sessions import Session
 from triops.runtime.store import sessions as stored
 from triops.runtime.store.sessions import SessionFilter
 
@@ -46,21 +48,31 @@ class Wake(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=Tr
     agent_id: Str1 | None = None
 
 
-async def _recent(services: Services) -> tuple[list[dict[str, Any]], int]:
+async def _sessions(
+    services: Services, show: Callable[[Session], dict[str, Any]]
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """How many sessions there are and the last used, in all and of each agent."""
     runtime = services.runtime
-    now = runtime.clock()
-    rows, total = await runtime.store.read(lambda db: stored.listing(db, SessionFilter(limit=5)))
-    return [{"key": row.key, "updatedAt": row.updated_at, "age": now - row.updated_at} for row in rows], total
+    now, path = runtime.clock(), str(runtime.paths.database)
+    wanted = [SessionFilter(limit=5, agent_id=agent_id) for agent_id in (None, *runtime.agents)]
+    total, *of_agents = [
+        {
+            "path": path,
+            "count": count,
+            "recent": [show(row) | {"age": now - row.updated_at} for row in rows],
+        }
+        for rows, count in await runtime.store.read(lambda db: [stored.listing(db, each) for each in wanted])
+    ]
+    return total, dict(zip(runtime.agents, of_agents, strict=True))
 
 
 async def health_summary(services: Services) -> dict[str, Any]:
     """The `health` snapshot, as the method, `hello-ok` and the event carry it."""
     runtime = services.runtime
     start = trio.current_time()
-    recent, total = await _recent(services)
+    sessions, by_agent = await _sessions(services, lambda row: {"key": row.key, "updatedAt": row.updated_at})
     heartbeat = runtime.config.agents.defaults.heartbeat
     every_ms = round(heartbeat.every * 1000)
-    sessions = {"path": str(runtime.paths.database), "count": total, "recent": recent}
     return {
         "ok": True,
         "ts": runtime.clock(),
@@ -83,7 +95,7 @@ async def health_summary(services: Services) -> dict[str, Any]:
                     "target": "none",
                     "ackMaxChars": ACK_MAX_CHARS,
                 },
-                "sessions": sessions,
+                "sessions": by_agent[agent_id],
             }
             for agent_id, profile in runtime.agents.items()
         ],
@@ -117,9 +129,11 @@ async def status(call: Call, params: StatusParams) -> dict[str, Any]:
     """The whole picture: version, uptime, models and their warm-up, runs, sessions, clients, cron, statistics."""
     services = call.services
     runtime = services.runtime
-    recent, total = await _recent(services)
+    sessions, by_agent = await _sessions(services, lambda row: msgspec.to_builtins(session_row(runtime, row)))
+    every_ms = round(runtime.config.agents.defaults.heartbeat.every * 1000)
     cron = runtime.cron.status()
     figures = statistics(services)
+    providers = runtime.catalog.states()
     return {
         "ok": True,
         "runtimeVersion": services.version,
@@ -131,30 +145,33 @@ async def status(call: Call, params: StatusParams) -> dict[str, Any]:
         "models": {
             "default": runtime.catalog.default,
             "why": runtime.catalog.default_why,
-            "providers": msgspec.to_builtins(runtime.catalog.states()),
+            "providers": providers,
         },
-        "modelRuntime": {"providers": msgspec.to_builtins(runtime.catalog.states())},
+        "modelRuntime": {
+            "degraded": any(each.state == "failed" for each in providers),
+            "pendingAgents": [],
+            "providers": providers,
+        },
         "runs": figures["runs"]["runs"],
         "sessions": {
-            "paths": [str(runtime.paths.database)],
-            "count": total,
+            "paths": [sessions["path"]],
+            "count": sessions["count"],
             "defaults": session_defaults(runtime),
-            "recent": recent,
+            "recent": sessions["recent"],
+            "byAgent": [{"agentId": agent_id, **of_agent} for agent_id, of_agent in by_agent.items()],
         },
         "clients": {"connected": len(services.fanout.connections())},
         "cron": cron,
         "heartbeat": {
             "defaultAgentId": "main",
             "agents": [
-                {
-                    "agentId": "main",
-                    "enabled": runtime.config.agents.defaults.heartbeat.every > 0,
-                    "everyMs": round(runtime.config.agents.defaults.heartbeat.every * 1000),
-                }
+                {"agentId": "main", "enabled": every_ms > 0, "every": f"{every_ms // 1000}s", "everyMs": every_ms}
             ],
         },
         "channelSummary": [],
         "queuedSystemEvents": [],
+        "degradedPlugins": [],
+        "degradedSecretOwners": [],
         "statistics": figures,
     }
 
@@ -193,9 +210,11 @@ async def config_get(call: Call, params: NoParams) -> dict[str, Any]:
         "runtimeConfig": shown,
         "resolved": shown,
         "issues": [],
+        "legacyIssues": [],
         "warnings": [{"path": notice.path, "message": notice.message} for notice in loaded.warnings],
         "hash": loaded.hash,
         "configRevisionHash": loaded.hash,
+        "appliedConfigHash": loaded.hash,
     }
 
 

@@ -117,6 +117,7 @@ class SessionRow(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     started_at: int | None = None
     ended_at: int | None = None
     runtime_ms: int | None = None
+    aborted_last_run: bool = msgspec.field(default_factory=lambda: False)
     last_run_id: str | None = None
     last_run_error: str | None = None
     spawned_by: str | None = None
