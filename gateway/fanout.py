@@ -200,18 +200,7 @@ class Fanout:
 
     def _run_event(self, run: RunInfo, name: str, payload: AgentEvent | ChatEvent, *, urgent: bool = True) -> None:
         self._catch_up(run, urgent=urgent)
-        self._put(run, name, payload, self._listeners(run), urgent=urgent)
-
-    def _put(
-        self,
-        run: RunInfo,
-        name: str,
-        payload: AgentEvent | ChatEvent,
-        audience: Iterable[Audience],
-        *,
-        urgent: bool = True,
-    ) -> None:
-        for connection, event in _addressed(run, name, payload, audience):
+        for connection, event in _addressed(run, name, payload, self._listeners(run)):
             connection.outbox.put_event(event.encoded, run_id=run.run_id, urgent=urgent)
 
     def _ended(self, event: RunEnded) -> None:
@@ -236,8 +225,9 @@ class Fanout:
         payload, listeners = wire.tool(event), list(self._listeners(run))
         callers = [c for c in listeners if c.id == run.origin and c.tool_events]
         others = [c for c in listeners if c not in callers and (c.all_sessions or run.session_key in c.session_keys)]
-        self._put(run, "agent", payload, callers)
-        self._put(run, "session.tool", payload, others)
+        for name, audience in (("agent", callers), ("session.tool", others)):
+            for connection, tool in _addressed(run, name, payload, audience):
+                connection.outbox.put_event(tool.encoded, run_id=run.run_id)
 
     def _message(self, event: SessionMessage) -> None:
         subscribers = self._subscribers(event.session_key)
