@@ -4,6 +4,7 @@ Clients of this protocol were written against the texts of a JSON-schema validat
 params is told in those words. No input makes anything here raise but `WireError` and `MalformedFrame`.
 """
 
+import json
 import re
 from typing import Annotated, Any, Literal, TypeVar, cast
 
@@ -36,7 +37,7 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MalformedFrame(Exception):
-    """The text is no JSON, or nests too deep to be read."""
+    """The text is no JSON, or nests too deep to be read; the message says where."""
 
 
 class InvalidFrame(Exception):
@@ -48,7 +49,7 @@ class InvalidFrame(Exception):
 
 
 _UNREADABLE = (ValueError, RecursionError)
-# msgspec's errors and UnicodeEncodeError (text with lone surrogates) are ValueErrors; depth is a RecursionError.
+# msgspec's errors, json's and UnicodeEncodeError (text with lone surrogates) are ValueErrors; depth is a RecursionError.
 
 _requests = msgspec.json.Decoder(Request)
 _anything = msgspec.json.Decoder()
@@ -63,14 +64,28 @@ def decode_request(text: str | bytes) -> Request:
         InvalidFrame: it is JSON of another shape.
     """
     try:
-        return _requests.decode(text)
-    except _UNREADABLE:
-        pass
-    try:
-        value = _anything.decode(text)
+        try:
+            return _decode(_requests, text)
+        except msgspec.ValidationError:
+            value = _decode(_anything, text)
     except _UNREADABLE as error:
-        raise MalformedFrame("malformed JSON") from error
+        raise MalformedFrame(_malformed(error)) from error
     raise _explain(value)
+
+
+def _decode(decoder: msgspec.json.Decoder[T], text: str | bytes) -> T:
+    """Other JSON libraries let lone surrogates through; here each becomes U+FFFD, as it would on its way to a client."""
+    try:
+        return decoder.decode(text)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        plain = json.dumps(json.loads(text), ensure_ascii=False, allow_nan=False)
+        return decoder.decode(plain.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+
+
+def _malformed(error: Exception) -> str:
+    return "JSON nested too deep" if isinstance(error, RecursionError) else f"malformed JSON: {error}"
 
 
 _PROPERTIES = {field.encode_name: field.type for field in msgspec.structs.fields(Request) if field.name != "params"}
@@ -101,11 +116,11 @@ def decode_params(method: str, decoder: msgspec.json.Decoder[T], params: msgspec
     """
     raw = bytes(params)
     try:
-        return decoder.decode(b"{}" if raw in (b"", b"null") else raw)
+        return _decode(decoder, b"{}" if raw in (b"", b"null") else raw)
     except msgspec.ValidationError as error:
         raise WireError("INVALID_REQUEST", f"invalid {method} params: {fault_text(str(error))}") from error
     except _UNREADABLE as error:
-        raise WireError("INVALID_REQUEST", f"invalid {method} params: malformed JSON") from error
+        raise WireError("INVALID_REQUEST", f"invalid {method} params: {_malformed(error)}") from error
 
 
 _WHERE = re.compile(r"(.*?)(?: - at (?:`key` in )?`(\$[^`]*)`)?", re.DOTALL)
@@ -198,6 +213,4 @@ def _encode(value: Any) -> bytes:
         return _encoder.encode(value)
     except UnicodeEncodeError:
         # A file name that is no UTF-8 reached a result: a client must not lose its frame for it.
-        import json
-
         return json.dumps(msgspec.to_builtins(value), ensure_ascii=False).encode("utf-8", "replace")

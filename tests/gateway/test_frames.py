@@ -66,24 +66,35 @@ def test_a_wrong_frame_is_told_in_the_validators_words(text: str, id: str | int,
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "fault"),
     [
-        "",
-        "{nope",
-        frame()[:-1],
-        frame() + " x",
-        '{"type":"req","id":"\\ud800","method":"m"}',
-        '{"type":"req","id":"a\ud800","method":"m"}',
-        '{"type":"req","id":"1","method":"m","params":{"a":"\\ud800"}}',
-        '{"type":"req","id":"1","method":"m","params":NaN}',
-        '{"type":"req","id":"1","method":"m","params":' + "[" * 100_000 + "]" * 100_000 + "}",
-        "[" * 100_000,
-        b"\xff\xfe",
+        ("", "malformed JSON: Expecting value: line 1 column 1"),
+        ("{nope", "malformed JSON: Expecting property name .*: line 1 column 2"),
+        (frame()[:-1], "malformed JSON: Expecting ',' delimiter"),
+        (frame() + " x", "malformed JSON: Extra data"),
+        ('{"type":"req","id":"a\ud800","method":"m"}', "malformed JSON"),
+        ('{"type":"req","id":"1","method":"m","params":NaN}', "malformed JSON: Out of range float"),
+        ('{"type":"req","id":"1","method":"m","params":"\\uZZZZ"}', "malformed JSON: Invalid .* escape"),
+        ('{"type":"req","id":"1","method":"m","params":' + "[" * 100_000 + "]" * 100_000 + "}", "JSON nested too deep"),
+        ("[" * 100_000, "JSON nested too deep"),
+        (b"\xff\xfe", "malformed JSON"),
     ],
 )
-def test_what_is_no_json_or_too_deep_is_malformed(text: str | bytes) -> None:
-    with pytest.raises(MalformedFrame, match=r"^malformed JSON$"):
+def test_what_is_no_json_or_too_deep_is_malformed_and_says_where(text: str | bytes, fault: str) -> None:
+    with pytest.raises(MalformedFrame, match=f"^{fault}"):
         decode_request(text)
+
+
+def test_a_lone_surrogate_of_a_client_becomes_the_replacement_character() -> None:
+    request = decode_request(
+        r'{"type":"req","id":"a\ud800","method":"m","params":{"\ude00":"\\ud800 \ud83d\ude00 \ud83d\n\u0000"}}'
+    )
+    assert request.id == "a\ufffd"
+    assert json.loads(bytes(request.params)) == {"\ufffd": "\\ud800 \U0001f600 \ufffd\n\0"}
+    with pytest.raises(InvalidFrame, match="unexpected property 'x'") as caught:
+        decode_request(r'{"type":"req","id":"1","method":"m","x":"\ud800"}')
+    assert caught.value.id == "1"
+    assert decode_params("m", decoder, msgspec.Raw(rb'{"message":"\ud800"}')) == Params("\ufffd")
 
 
 @pytest.mark.slow
@@ -179,12 +190,18 @@ def test_absent_params_are_an_empty_object(raw: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "raw", [b"{", b'{"message":"\\ud800"}', b'{"message":"x","free":' + b"[" * 100_000, b'{"message":NaN}']
+    ("raw", "fault"),
+    [
+        (b"{", "malformed JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
+        (b'{"message":"x","free":' + b"[" * 100_000, "JSON nested too deep"),
+        (b'{"message":NaN}', "malformed JSON: Out of range float"),
+    ],
 )
-def test_unreadable_params_are_refused(raw: bytes) -> None:
+def test_unreadable_params_are_refused(raw: bytes, fault: str) -> None:
     with pytest.raises(WireError) as caught:
         decode_params("m", decoder, msgspec.Raw(raw))
-    assert caught.value.shape == ErrorShape(code="INVALID_REQUEST", message="invalid m params: malformed JSON")
+    assert caught.value.shape.code == "INVALID_REQUEST"
+    assert caught.value.shape.message.startswith(f"invalid m params: {fault}")
 
 
 def test_an_event_is_encoded_once_and_numbered_per_client() -> None:

@@ -32,10 +32,11 @@ from triops.runtime.secrets import Secret
 
 RECORDINGS = Path(__file__).parent / "recordings"
 SECRET = Secret("peer-token")
+MALFORMED = "malformed JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"
 
 DIFFERENT_REASONS = {
     # A person who debugs a client is told more than the recorded empty reason.
-    "malformed": "malformed JSON",
+    "malformed": MALFORMED,
     "binary-first": "binary frame",
     "preauth-oversize": "preauth payload too large",
     "silent": "handshake timeout",
@@ -248,7 +249,7 @@ def test_pairing_is_required_refreshed_and_upgraded_as_recorded() -> None:
 def test_frames_after_connect_are_answered_as_recorded_and_malformed_ones_too() -> None:
     handlers = ("unknown method", "invalid chat.send params")
     for conn, recorded, out in replay("frames_after_connect.jsonl", World()):
-        malformed = {"code": "INVALID_REQUEST", "message": "invalid request frame: malformed JSON"}
+        malformed = {"code": "INVALID_REQUEST", "message": f"invalid request frame: {MALFORMED}"}
         answers = [line["frame"] for line in out]
         if conn == "A":  # the recorded gateway said nothing to `{nope`
             answers.remove({"type": "res", "id": "invalid", "ok": False, "error": malformed})
