@@ -26,7 +26,7 @@ from triops.gateway.locality import (
 )
 from triops.gateway.pairing import PENDING_TTL_MS, Admit, Facts, PairedDevice, PendingPairing, Refuse, decide
 from triops.gateway.schema.connect import ConnectParams, Credentials
-from triops.gateway.scopes import SCOPES, parse_cap
+from triops.gateway.scopes import ADMIN, SCOPES, parse_cap
 from triops.runtime.clock import Clock
 from triops.runtime.logs import Log
 from triops.runtime.secrets import Secret
@@ -96,27 +96,19 @@ class Door:
         Raises:
             WireError: a foreign `Host` (DNS rebinding), a proxy that nobody vouches for, a foreign `Origin`.
         """
-        if caller.locality == "proxied":
-            raise self._refused(
-                caller,
-                "proxied",
-                WireError(
+        try:
+            if caller.locality == "proxied":
+                raise WireError(
                     "FORBIDDEN",
                     "this request says that it was forwarded, and no trusted proxy is configured",
                     details={"code": "PROXY_ATTRIBUTION_REQUIRED"},
-                ),
-            )
-        if not check_host(caller.host, port=self.port, bind_host=self._bind_host):
-            raise self._refused(
-                caller,
-                "host",
-                WireError(
+                )
+            if not check_host(caller.host, port=self.port, bind_host=self._bind_host):
+                raise WireError(
                     "FORBIDDEN",
                     f"Host {caller.host!r} is not this gateway; use 127.0.0.1:{self.port}",
                     details={"code": "HOST_NOT_ALLOWED"},
-                ),
-            )
-        try:
+                )
             check_origin(
                 caller.origin,
                 host=caller.host,
@@ -125,47 +117,52 @@ class Door:
                 local_pages=self.mode != "none",
             )
         except WireError as error:
-            raise self._refused(caller, "origin", error) from None
+            self._tell("refused a request", error, caller)
+            raise
 
-    def _refused(self, caller: Caller, reason: str, error: WireError) -> WireError:
-        self._log.warning(
-            "refused a request", reason=reason, peer=caller.address, host=caller.host, origin=caller.origin
+    def _tell(self, message: str, error: WireError, caller: Caller, **about: Any) -> None:
+        shape = error.shape
+        self._log.refusal(
+            message,
+            reason=shape.message,
+            details=shape.details,
+            **about,
+            peer=caller.address,
+            host=caller.host,
+            origin=caller.origin,
         )
-        return error
 
     async def admit(self, params: ConnectParams, caller: Caller, *, nonce: str) -> Admit | Refuse:
-        """Decide on a connect, and store what follows from it."""
-        browser = is_browser(params.client.id, params.client.mode)
+        """Decide on a connect, and store what follows from it. That a secret was wrong is told with a delay."""
+        delay = 0.0
         try:
-            if browser and caller.origin is None:
+            if is_browser(params.client.id, params.client.mode) and caller.origin is None:
                 check_origin(None, host=caller.host, locality=caller.locality, browser=True)
             if not offers_secret(params.auth):
-                decision = await self._decide(params, caller, nonce)
+                decision = await self._decide(params, caller, nonce, self._check(params.auth, caller))
             else:
                 with self._limiter.reserve(caller.limiter_key) as attempt:
-                    await trio.sleep(attempt.delay)
-                    decision = await self._decide(params, caller, nonce)
+                    shared = self._check(params.auth, caller)
+                    if shared.method is not None:
+                        attempt.succeeded()
+                    decision = await self._decide(params, caller, nonce, shared)
                     if isinstance(decision, Admit):
                         attempt.succeeded()
                     elif decision.wrong_secret:
-                        attempt.failed()
+                        delay = attempt.failed()
         except WireError as error:
             decision = Refuse(error=error, close_reason=str(error))
         if isinstance(decision, Refuse):
-            self._log.warning(
-                "refused a connect",
-                reason=str(decision.error),
-                details=decision.error.shape.details,
-                client=params.client.id,
-                mode=params.client.mode,
-                peer=caller.address,
-                locality=caller.locality,
-            )
+            client = params.client
+            self._tell("refused a connect", decision.error, caller, client=client.id, mode=client.mode)
+            await trio.sleep(delay)
         return decision
 
-    async def _decide(self, params: ConnectParams, caller: Caller, nonce: str) -> Admit | Refuse:
+    def _check(self, auth: Credentials, caller: Caller) -> SharedAuth:
+        return check_shared(auth, self.mode, self._matches, locality=caller.locality)
+
+    async def _decide(self, params: ConnectParams, caller: Caller, nonce: str, shared: SharedAuth) -> Admit | Refuse:
         now = self._clock()
-        shared = check_shared(params.auth, self.mode, self._matches, locality=caller.locality)
         cap = single_header(caller.headers, b"x-openclaw-scopes")
         facts = Facts(
             params=params,
@@ -182,7 +179,17 @@ class Door:
         if params.device is None:
             return decide(facts)
         key = verify_proof(params, params.device, nonce=nonce, now_ms=now)
-        return await self._store.write(lambda db: _decide_with_records(db, facts, key))
+        decision = await self._store.write(lambda db: _decide_with_records(db, facts, key))
+        if isinstance(decision, Admit) and decision.device is not None and decision.device.approved_at_ms == now:
+            self._log.info(
+                "approved a device of this machine",
+                device=decision.device.device_id,
+                client=params.client.id,
+                scopes=decision.device.scopes,
+                admin=ADMIN in decision.device.scopes,
+                peer=caller.address,
+            )
+        return decision
 
     async def authorise(self, caller: Caller) -> frozenset[str]:
         """The scopes of a plain HTTP request, by its bearer token or password.
@@ -194,22 +201,23 @@ class Door:
         kind, _, candidate = bearer.partition(" ")
         offered = candidate.strip() if kind.lower() == "bearer" else ""
         auth = Credentials(token=offered or None)
-        if not offered:
-            return self._scopes_of(check_shared(auth, self.mode, self._matches, locality=caller.locality))
-        with self._limiter.reserve(caller.limiter_key) as attempt:
-            await trio.sleep(attempt.delay)
-            shared = check_shared(auth, self.mode, self._matches, locality=caller.locality)
-            if shared.method is None:
-                attempt.failed()
+        delay = 0.0
+        try:
+            if not offered:
+                shared = self._check(auth, caller)
             else:
-                attempt.succeeded()
-        if shared.method is None:
-            self._log.warning("refused a request", reason=shared.failure, peer=caller.address)
-        return self._scopes_of(shared)
-
-    def _scopes_of(self, shared: SharedAuth) -> frozenset[str]:
-        if shared.method is None:
-            raise unauthorized(shared.failure)
+                with self._limiter.reserve(caller.limiter_key) as attempt:
+                    shared = self._check(auth, caller)
+                    if shared.method is None:
+                        delay = attempt.failed()
+                    else:
+                        attempt.succeeded()
+            if shared.method is None:
+                raise unauthorized(shared.failure)
+        except WireError as error:
+            self._tell("refused a request", error, caller)
+            await trio.sleep(delay)
+            raise
         return frozenset(SCOPES)
 
 

@@ -49,7 +49,7 @@ class InvalidFrame(Exception):
 
 
 _UNREADABLE = (ValueError, RecursionError)
-# msgspec's errors, json's and UnicodeEncodeError (text with lone surrogates) are ValueErrors; depth is a RecursionError.
+# The errors of msgspec, json and encodings are ValueErrors; depth is a RecursionError.
 
 _requests = msgspec.json.Decoder(Request)
 _anything = msgspec.json.Decoder()
@@ -74,7 +74,7 @@ def decode_request(text: str | bytes) -> Request:
 
 
 def _decode(decoder: msgspec.json.Decoder[T], text: str | bytes) -> T:
-    """Other JSON libraries let lone surrogates through; here each becomes U+FFFD, as it would on its way to a client."""
+    """Other JSON libraries let lone surrogates through; here each becomes U+FFFD, as in their output."""
     try:
         return decoder.decode(text)
     except msgspec.ValidationError:

@@ -1,7 +1,9 @@
 """How often a peer may guess a secret wrong (design: Limits). Knows no sockets and never waits; the clock is given.
 
 An attempt is reserved before the first await, and until it is settled it uses up one of the peer's tries: guesses
-made at the same time are not each the first one.
+made at the same time are not each the first one. A right secret is never delayed. A wrong one is told late, and holds
+one of its peer's `LIMIT` places until then, whether or not anybody still waits for the answer: since nothing is
+compared while all are held, a peer guesses at most `LIMIT` times per delay, over however many sockets.
 """
 
 from collections import OrderedDict, deque
@@ -27,7 +29,7 @@ class Peer(msgspec.Struct, frozen=True):
 
     key: str
     exempt: bool
-    """Delayed, but never locked out."""
+    """Its failures are delayed, and it is never locked out."""
 
 
 def peer_key(address: str, *, loopback: bool, origin: str | None) -> Peer:
@@ -42,6 +44,8 @@ class _Record:
     def __init__(self) -> None:
         self.failures: deque[float] = deque(maxlen=_REMEMBERED)
         self.reserved = 0
+        self.held: list[float] = []
+        """Until when its delayed failures hold their places."""
         self.locked_until = -inf
 
     def count(self, now: float) -> int:
@@ -57,8 +61,8 @@ class _Record:
 
 
 class Attempt:
-    """One look at a secret: wait `delay` seconds, compare, settle. Left without being settled (the client is gone, the
-    task was cancelled) it counts for nothing, for nothing was learnt."""
+    """One look at a secret: compare, settle, and tell a failure `delay` seconds later. Left without being settled (the
+    client is gone, the task was cancelled) it counts for nothing, for nothing was learnt."""
 
     def __init__(self, clock: Callable[[], float], own: _Record, everyone: _Record, delay: float) -> None:
         self.delay = delay
@@ -81,11 +85,14 @@ class Attempt:
         if self._settle():
             self._own.failures.clear()
 
-    def failed(self) -> None:
-        """The secret was wrong."""
+    def failed(self) -> float:
+        """The secret was wrong: say so after this many seconds."""
         if self._settle():
-            self._own.fail(self._clock())
-            self._everyone.fail(self._clock())
+            now = self._clock()
+            self._own.fail(now)
+            self._everyone.fail(now)
+            self._own.held.append(now + self.delay)
+        return self.delay
 
     def _settle(self) -> bool:
         was, self._open = self._open, False
@@ -94,7 +101,7 @@ class Attempt:
 
 
 class AuthLimiter:
-    """Failures per peer and over all peers: past `LIMIT` in a `WINDOW` attempts are delayed, longer each time, and a
+    """Failures per peer and over all peers: past `LIMIT` in a `WINDOW` they are told late, later each time, and a
     peer that is not exempt is locked out. `clock` gives seconds and never runs back."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -106,7 +113,7 @@ class AuthLimiter:
         """Reserve one attempt; sync. Use it in a `with` block.
 
         Raises:
-            WireError: the peer is locked out; with `retryAfterMs`.
+            WireError: the peer is locked out, or all its places are held; with `retryAfterMs`.
         """
         now = self._clock()
         record = self._peers.setdefault(peer.key, _Record())
@@ -116,7 +123,11 @@ class AuthLimiter:
         failures = record.count(now)
         if not peer.exempt and (now < record.locked_until or failures + record.reserved >= LIMIT):
             raise rate_limited(max(record.locked_until - now, BUSY_RETRY))
-        return Attempt(self._clock, record, self._all, _delay(max(failures, self._all.count(now))))
+        record.held = [until for until in record.held if until > now]
+        delay = _delay(max(failures, self._all.count(now)))
+        if delay and len(record.held) + record.reserved >= LIMIT:
+            raise rate_limited(BUSY_RETRY)
+        return Attempt(self._clock, record, self._all, delay)
 
 
 def _delay(failures: int) -> float:

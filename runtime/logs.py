@@ -28,6 +28,7 @@ MAX_TEXT = 4_000
 """Characters of one value; what is cut says so."""
 MAX_DEPTH = 6
 MAX_FRAMES = 20
+REFUSALS = 20  # lines a minute of one message that strangers can cause; further ones are counted
 CONSOLE_CAPACITY = 4_096  # lines; when full, further ones are counted, not kept: they stand in the file anyway
 CONSOLE_GRACE = 2.0
 """Seconds that the end waits for the terminal to take its lines."""
@@ -123,7 +124,7 @@ class Redactor:
 
 
 class Log:
-    """Where code says what happened: `log.warning("refused a connection", reason="origin", origin=origin)`.
+    """Where code says what happened: `log.warning("a model failed", run=run_id, error=error)`.
 
     Never raises, never waits for a reader. A field may hold anything; a `Secret`, and the value of each one that was
     given to `redactor`, is written as the mark. An exception is written with its class and words, and for `error` with
@@ -142,6 +143,8 @@ class Log:
         self._subsystem = subsystem
         self._level: LogLevel = level
         self._clock = clock
+        self._refusals: dict[str, tuple[int, int]] = {}
+        """When the present minute of a message began, and how often it came in it."""
         self.redactor = redactor or Redactor()
 
     def bind(self, subsystem: str) -> "Log":
@@ -159,6 +162,18 @@ class Log:
     def warning(self, message: str, /, **fields: object) -> None:
         """Something was refused, ignored or narrowed, and the process goes on."""
         self._write("warn", message, fields)
+
+    def refusal(self, message: str, /, **fields: object) -> None:
+        """A warning that strangers can cause as often as they like: after `REFUSALS` of one message in a minute the
+        rest are only counted, and the next minute's first says how many (`unwritten`)."""
+        now = self._clock()
+        began, count = self._refusals.get(message, (now, 0))
+        if not 0 <= now - began < 60_000:
+            fields |= {"unwritten": count - REFUSALS} if count > REFUSALS else {}
+            began, count = now, 0
+        self._refusals[message] = began, count + 1
+        if count < REFUSALS:
+            self.warning(message, **fields)
 
     def error(self, message: str, /, **fields: object) -> None:
         """Something failed that should not."""
@@ -290,7 +305,8 @@ class LogFile:
 
 
 class Console:
-    """The sink for people: a short line for each record on `stream`, written by a thread.
+    """The sink for people: a line for each record on `stream`, written by a thread; a stream that is no terminal may be
+    a file that is read on another day, and gets the whole time.
 
     A context manager; leaving it writes what waits, for at most `CONSOLE_GRACE` seconds, and leaves `stream` open.
     Lines that found the queue full are counted in `dropped`, and a later line says how many.
@@ -298,6 +314,7 @@ class Console:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._dated = stream.closed or not stream.isatty()
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="triops-console", daemon=True)
         self.dropped = 0
@@ -314,7 +331,7 @@ class Console:
         if self._lines.qsize() >= CONSOLE_CAPACITY:
             self.dropped += 1
         else:
-            self._lines.put(console_line(record))
+            self._lines.put(console_line(record, dated=self._dated))
 
     def _run(self) -> None:
         told = 0
@@ -330,11 +347,12 @@ class Console:
                 self.dropped += 1
 
 
-def console_line(record: Record) -> str:
-    """`12:00:00 warn  gateway: refused a connection  reason=origin`; without traces."""
+def console_line(record: Record, *, dated: bool = False) -> str:
+    """`12:00:00 warn  gateway: refused a connect  reason=origin`; without traces. `dated` gives the whole time."""
+    time = record.time if dated else record.time[11:19]
     fields = "".join(
         f"  {key}={value if isinstance(value, str) else msgspec.json.encode(value).decode()}"
         for key, value in record.fields.items()
         if key != "trace"
     )
-    return printable(f"{record.time[11:19]} {record.level:<5} {record.subsystem}: {record.message}{fields}") + "\n"
+    return printable(f"{time} {record.level:<5} {record.subsystem}: {record.message}{fields}") + "\n"

@@ -1,5 +1,6 @@
 """The door with real records behind it: devices, tokens, limits. Its decisions are tested with `pairing` and `auth`."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tests.kit.host import ECHO, TOKEN, TestHost, open_test_gateway
 from tests.kit.wire import Refused, connect_params
 
 from triops.gateway.client import DeviceIdentity
+from triops.gateway.scopes import ADMIN, READ
 
 Clock = trio.testing.MockClock
 
@@ -151,6 +153,61 @@ async def test_guesses_from_this_machine_are_delayed_and_never_shut_the_user_out
         assert waits[10] > 0
         assert max(waits) <= 5
         assert (await host.http("GET", "/status")).status == 200
+
+
+async def test_a_right_secret_is_not_delayed_by_wrong_ones_whose_clients_wait_or_leave(
+    tmp_path: Path, autojump_clock: Clock
+) -> None:
+    async with open_test_gateway(tmp_path, virtual=True) as host, trio.open_nursery() as nursery:
+        for number in range(15):
+            assert (await host.http("GET", "/status", token=f"guess-{number}")).status == 401
+        began = trio.current_time()
+        for _ in range(9):
+            nursery.start_soon(partial(host.http, "GET", "/status", token="another-guess"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert (await host.http("GET", "/status")).status == 200
+        async with host.client():
+            pass
+        assert trio.current_time() == began
+        nursery.cancel_scope.cancel(reason="their answers are not waited for")
+    reasons = [record.fields["reason"] for record in host.log if record.message == "refused a request"]
+    assert len(reasons) == 20  # of 24; a minute's rest is counted
+    assert "another-guess" not in str(host.log)
+
+
+async def test_a_peer_that_guesses_at_once_over_many_sockets_is_told_to_come_back(
+    tmp_path: Path, autojump_clock: Clock
+) -> None:
+    async with open_test_gateway(tmp_path, virtual=True) as host:
+        statuses: list[int] = []
+
+        async def guess() -> None:
+            statuses.append((await host.http("GET", "/status", token="a-guess")).status)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(100):
+                nursery.start_soon(guess)
+        assert (statuses.count(401), statuses.count(429)) == (20, 80)  # ten are free, ten held their places
+        assert (await host.http("GET", "/status")).status == 200
+
+
+async def test_a_silent_approval_is_logged_once_with_what_it_allows(tmp_path: Path, device: DeviceIdentity) -> None:
+    async with open_test_gateway(tmp_path) as host:
+        for scopes in ((READ,), (READ,), (READ, ADMIN)):
+            await connect(host, device, scopes=scopes)
+        told = [record for record in host.log if record.message == "approved a device of this machine"]
+        assert [(record.fields["scopes"], record.fields["admin"]) for record in told] == [
+            ([READ], False),
+            ([READ, ADMIN], True),
+        ]
+        assert {record.fields["device"] for record in told} == {device.id}
+
+
+async def test_a_request_that_is_refused_is_logged_with_its_cause_and_its_peer(tmp_path: Path) -> None:
+    async with open_test_gateway(tmp_path) as host:
+        await host.http("GET", "/status", token=None, address="10.0.0.9")
+        (told,) = [record for record in host.log if record.message == "refused a request"]
+        assert (told.fields["peer"], told.fields["details"]["code"]) == ("10.0.0.9", "AUTH_TOKEN_MISSING")
 
 
 async def test_a_page_that_guesses_is_locked_out_and_programs_are_not(tmp_path: Path, autojump_clock: Clock) -> None:

@@ -52,10 +52,27 @@ def test_ten_failures_a_minute_are_free(limiter: AuthLimiter) -> None:
     assert fail(limiter, LOOPBACK, 10) == 0
 
 
-def test_loopback_is_delayed_longer_and_longer_and_never_locked_out(limiter: AuthLimiter) -> None:
+def test_loopback_is_delayed_longer_and_longer_and_never_locked_out(limiter: AuthLimiter, clock: Clock) -> None:
     fail(limiter, LOOPBACK, 10)
     assert [fail(limiter, LOOPBACK) for _ in range(7)] == [0.25, 0.5, 1, 2, 4, 5, 5]
-    assert fail(limiter, LOOPBACK, 1000) == 5
+    for _ in range(100):
+        clock.now += 1
+        assert fail(limiter, LOOPBACK, 3) == 5
+        clock.now += 5
+
+
+def test_a_peer_guesses_ten_times_a_delay_over_however_many_sockets(limiter: AuthLimiter, clock: Clock) -> None:
+    fail(limiter, LOOPBACK, 20)
+    clock.now += 5
+    attempts = [limiter.reserve(LOOPBACK) for _ in range(10)]
+    assert retry_after(limiter, LOOPBACK) == 1
+    for attempt in attempts:
+        with attempt:
+            attempt.failed()  # and its client leaves without waiting
+    clock.now += 4.9
+    assert retry_after(limiter, LOOPBACK) == 1
+    clock.now += 0.1
+    assert delay(limiter, LOOPBACK) == 5
 
 
 def test_failures_are_forgotten_after_a_minute(limiter: AuthLimiter, clock: Clock) -> None:

@@ -48,6 +48,33 @@ def log(records: list[Record]) -> Log:
 # -- records -----------------------------------------------------------------------------------------------------------
 
 
+def test_what_strangers_cause_is_written_twenty_times_a_minute_and_then_counted() -> None:
+    kept: list[Record] = []
+    now = [0]
+    log = Log(kept.append, clock=lambda: now[0])
+    for _ in range(50):
+        log.refusal("refused a connect", reason="origin")
+        now[0] += 1_000
+    log.refusal("refused a request")
+    assert [record.message for record in kept] == ["refused a connect"] * 20 + ["refused a request"]
+    assert "unwritten" not in kept[-2].fields
+    now[0] = 60_000
+    log.refusal("refused a connect", reason="host")
+    assert (kept[-1].level, kept[-1].fields) == ("warn", {"reason": "host", "unwritten": 30})
+    now[0] = 0  # the wall clock went back
+    log.refusal("refused a connect")
+    assert kept[-1].fields == {}
+
+
+def test_a_stream_that_is_no_terminal_gets_the_whole_time() -> None:
+    stream = io.StringIO()
+    with Console(stream) as console:
+        Log(console, clock=lambda: 0).info("hello")
+    written, level, *_ = stream.getvalue().split()
+    assert datetime.fromisoformat(written).timestamp() == 0
+    assert level == "info"
+
+
 def test_a_record_is_one_line_of_json_with_time_level_subsystem_message_and_fields(log: Log, records: list[Record]):
     log.bind("gateway").warning("refused", reason="origin", origin="https://evil.example", tries=3)
     line = records[0].line()
