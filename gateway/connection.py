@@ -40,8 +40,9 @@ from triops.runtime.boundaries import contain
 
 PREAUTH_BYTES = 256 * 1024  # of the socket, before anybody is known; the session's own limit is the frame's
 REQUESTS_AT_WORK = 32  # of one connection; past it the reader stops reading
-REQUESTS_WAITING = 1024  # parked ones (`agent.wait`, the second answer of `agent`)
+REQUESTS_WAITING = 256  # parked ones (`agent.wait`, the second answer of `agent`); past it `UNAVAILABLE`
 PING_EVERY = 25.0  # seconds; a pong must come within as many
+ABNORMAL = 1006  # never sent: there was no close frame
 CLOSE_GRACE = 1.0  # seconds that a close handshake may take
 
 
@@ -60,6 +61,12 @@ class Connection:
         self._slots = trio.Semaphore(REQUESTS_AT_WORK)
         self._parked = 0
         self._close: Close | None = None
+        """Why we end it, if we do."""
+        self._since: float | None = None
+        """When it was let in."""
+        self._granted: tuple[str, ...] = ()
+        self._told = False
+        """The door has logged why it was not."""
         self.closed = trio.Event()
         """The socket is gone, and nothing of this connection runs any more."""
         self.id = str(uuid4())
@@ -93,7 +100,8 @@ class Connection:
             if self._close is not None:
                 await trio.sleep_forever()  # we say goodbye: the writer waits for the peer's, and ends us
             if self._transport.overflowed:
-                await self._transport.send_all(close_frame(TOO_BIG, "preauth payload too large"))
+                self._close = Close(TOO_BIG, "preauth payload too large")
+                await self._transport.send_all(close_frame(self._close.code, self._close.reason))
             if self._transport.overflowed or (closed.reason is not None and closed.reason.code == TOO_BIG):
                 await self._transport.linger()
 
@@ -103,11 +111,27 @@ class Connection:
         if self._services.presence.gone(self.id):
             self._services.broadcast_presence()
         self.closed.set()
+        ended = self._close or self._ws.closed
+        about = {"code": ended.code, "reason": ended.reason} if ended else {"code": ABNORMAL, "reason": "cut off"}
+        if self._since is not None:
+            seconds = round(trio.current_time() - self._since, 3)
+            self._services.log.info("client left", **self._who(), scopes=self._granted, seconds=seconds, **about)
+        elif self._close is not None and not self._told:
+            if (error := self._close.error) is not None:
+                about |= {"reason": error.message, "details": error.details}
+            self._services.log.refusal("refused a connect", **about, **self._who())
 
-    def close(self, code: int, reason: str) -> None:
+    def _who(self) -> dict[str, Any]:
+        """The client, as the log names it."""
+        about: dict[str, Any] = {"conn": self.id, "peer": self._caller.address}
+        if (client := self._session.client) is not None:
+            about |= {"client": client.id, "mode": client.mode}
+        return about
+
+    def close(self, code: int, reason: str, error: ErrorShape | None = None) -> None:
         """Send what waits, then close; sync, returns at once."""
         if self._close is None:
-            self._close = Close(code, close_reason(reason))
+            self._close = Close(code, close_reason(reason), error)
             self.outbox.ring()
 
     # -- what the session says -------------------------------------------------------------------------------------
@@ -115,10 +139,12 @@ class Connection:
     async def _act(self, actions: list[Action], nursery: trio.Nursery) -> None:
         for action in actions:
             match action:
-                case Send(frame):
+                case Send(frame, refused):
                     self.outbox.put(frame)
-                case Close(code, reason):
-                    self.close(code, reason)
+                    if refused is not None:
+                        self._services.log.refusal("refused a frame", reason=refused.message, **self._who())
+                case Close(code, reason, error):
+                    self.close(code, reason, error)
                 case Authenticate(params):
                     nursery.start_soon(self._authenticate, params, nursery, name="authenticate")
                 case Dispatch(request):
@@ -133,6 +159,7 @@ class Connection:
         with contain(log, "a connect failed by our own fault", failed=lambda _: self.close(1011, "internal error")):
             decision = await self._door.admit(params, self._caller, nonce=self._session.nonce)
             if isinstance(decision, Refuse):
+                self._told = True
                 await self._act(self._session.refused(decision.error, reason=decision.close_reason), nursery)
                 return
             await self._welcome(params, decision, nursery)
@@ -142,6 +169,7 @@ class Connection:
         if self._session.state is not State.DECIDING:
             return  # it took too long, and the close is on its way
         self._transport.cap(None)
+        self._granted = admitted.scopes
         self.scopes = effective(admitted.scopes)
         self.reads = READ in self.scopes
         self.scoped = "session-scoped-events" in params.caps
@@ -157,14 +185,8 @@ class Connection:
             self.id, params.client, scopes=admitted.scopes, address=self._caller.address
         ):
             self._services.broadcast_presence()
-        self._services.log.info(
-            "client connected",
-            conn=self.id,
-            client=params.client.id,
-            mode=params.client.mode,
-            method=admitted.method,
-            scopes=list(admitted.scopes),
-        )
+        self._since = trio.current_time()
+        self._services.log.info("client connected", **self._who(), scopes=self._granted, method=admitted.method)
         await self._act(actions[1:], nursery)
 
     # -- requests --------------------------------------------------------------------------------------------------
@@ -206,7 +228,8 @@ class Connection:
         if shape.code == "INTERNAL_ERROR":
             log.error("a request failed by our own fault", method=request.method, id=log_id, error=failure)
         else:
-            log.info("refused a request", method=request.method, conn=self.id, code=shape.code, reason=shape.message)
+            about = {"method": request.method, "code": shape.code, "reason": shape.message}
+            log.refusal("refused a call", "info", **about, **self._who())
         return shape
 
     def _respond(self, request: Request, payload: Any) -> None:
@@ -229,9 +252,6 @@ class Connection:
                 elif not self.outbox.overflowed:
                     await self.outbox.wait()  # with no checkpoint since the look at all three: no ring is missed
                 if self.outbox.overflowed:
-                    self._services.log.info(
-                        "a client takes no more, its runs go on", conn=self.id, reason="slow consumer"
-                    )
                     self._close = Close(1008, "slow consumer")
                     break
             assert self._close is not None
@@ -239,7 +259,7 @@ class Connection:
                 await self._ws.aclose(self._close.code, self._close.reason)
         except (*Broken, ConnectionClosed) as error:
             reason = "slow consumer" if self.outbox.overflowed else str(error) or type(error).__name__
-            self._services.log.info("a client takes no more, its runs go on", conn=self.id, reason=reason)
+            self._close = self._close or Close(ABNORMAL, reason)
         nursery.cancel_scope.cancel(reason="the connection is closed")
 
     async def _keep_handshake_time(self) -> None:
@@ -255,7 +275,7 @@ class Connection:
                 with trio.fail_after(PING_EVERY):
                     await self._ws.ping()
             except (trio.TooSlowError, ConnectionClosed, *Broken):
-                self._services.log.info("a client does not answer pings", conn=self.id)
+                self._close = self._close or Close(ABNORMAL, "no answer to a ping")
                 nursery.cancel_scope.cancel(reason="no pong")
 
 

@@ -32,6 +32,7 @@ class Host(msgspec.Struct, frozen=True):
 
     url: str
     token: Secret | None
+    log: Log
 
 
 @contextmanager
@@ -84,7 +85,8 @@ async def open_host(
             )
             stack.enter_context(instance.published(gateway.url, __version__))
             log.info("listening", url=gateway.url, pid=os.getpid())
-            yield Host(gateway.url, secret)
+            yield Host(gateway.url, secret, log)
+        log.info("stopped")
 
 
 def gateway_secret(loaded: LoadedConfig, paths: Paths) -> Secret | None:
@@ -114,8 +116,9 @@ async def _run(loaded: LoadedConfig, port: int | None) -> int:
 
     try:
         with open_stop_signals() as received:
-            async with open_host(loaded, port=port, any_port=False, console=True):
-                async for _ in received:
+            async with open_host(loaded, port=port, any_port=False, console=True) as host:
+                async for number in received:
+                    host.log.info("asked to stop", signal=signal.Signals(number).name)
                     break
     except* InstanceRunning as group:
         failed(group, EXIT_RUNNING)

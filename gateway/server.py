@@ -46,6 +46,8 @@ class Gateway:
         self._accepting = trio.CancelScope()
         self._over = trio.Event()
         self._connections: set[Connection] = set()
+        self._upgrading: list[str] = []
+        """Addresses of sockets on their way to being one."""
         self._answers: set[trio.Event] = set()
         """One for each HTTP request whose answer is not written yet."""
         self._stopping = False
@@ -72,6 +74,7 @@ class Gateway:
 
     async def stop(self) -> None:
         """Accept no runs, let those that run finish while their finals are still sent, say goodbye, and be over."""
+        self.services.log.info("stopping", clients=len(self._connections))
         self._stopping = True
         self._accepting.cancel(reason="the gateway stops")
         await self._over.wait()
@@ -100,7 +103,7 @@ class Gateway:
             head = await read_head(transport)
         except HeadError as error:
             if error.status:
-                await refuse(transport, error.status, str(error))
+                await self._refuse(transport, address, error.status, str(error))
             return
         caller = caller_of(address, head.headers)
         if not head.is_websocket:
@@ -113,9 +116,13 @@ class Gateway:
             await refuse(transport, http_status(error_shape(error, log_id="")), str(error))
             return
         if self._stopping:
-            await refuse(transport, 503, "the gateway is stopping")
+            await self._refuse(transport, address, 503, "the gateway is stopping")
             return
         await self._upgrade(transport, caller)
+
+    async def _refuse(self, transport: Transport, address: str, status: int, reason: str) -> None:
+        self.services.log.refusal("refused a request", status=status, reason=reason, peer=address)
+        await refuse(transport, status, reason)
 
     @contextmanager
     def _busy(self) -> Generator[None]:
@@ -128,9 +135,10 @@ class Gateway:
             written.set()
 
     async def _upgrade(self, transport: Transport, caller: Caller) -> None:
-        waiting = sum(connection.unknown and connection.actor == caller.address for connection in self._connections)
+        waiting = self._upgrading.count(caller.address)
+        waiting += sum(connection.unknown and connection.actor == caller.address for connection in self._connections)
         if waiting >= UNAUTHENTICATED_PER_ADDRESS:
-            await refuse(transport, 503, "Too many unauthenticated sockets")
+            await self._refuse(transport, caller.address, 503, "Too many unauthenticated sockets")
             return
         connection: Connection | None = None
 
@@ -138,11 +146,15 @@ class Gateway:
             nonlocal connection
             connection = made
             self._connections.add(made)
+            self._upgrading.remove(caller.address)
 
+        self._upgrading.append(caller.address)
         try:
             await serve_websocket(transport, caller, self.services, self.door, opened=opened)
         finally:
-            if connection is not None:
+            if connection is None:
+                self._upgrading.remove(caller.address)
+            else:
                 self._connections.discard(connection)
                 connection.left()
 

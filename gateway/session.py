@@ -29,6 +29,7 @@ from triops.gateway.schema.connect import (
     MIN_NODE_PROTOCOL,
     MIN_PROBE_PROTOCOL,
     PROTOCOL,
+    ClientInfo,
     ConnectParams,
     HelloOk,
 )
@@ -46,6 +47,8 @@ class Send(msgspec.Struct, frozen=True):
     """Send this text frame."""
 
     frame: bytes
+    refused: ErrorShape | None = None
+    """It says this of a frame that was none, and the connection lives on."""
 
 
 class Close(msgspec.Struct, frozen=True):
@@ -53,6 +56,8 @@ class Close(msgspec.Struct, frozen=True):
 
     code: int
     reason: str
+    error: ErrorShape | None = None
+    """What the client was told before, if it was."""
 
 
 class Authenticate(msgspec.Struct, frozen=True):
@@ -112,6 +117,8 @@ class GatewaySession:
     def __init__(self, *, nonce: str) -> None:
         self.nonce = nonce
         self.state = State.NEW
+        self.client: ClientInfo | None = None
+        """Who it is, once its connect could be read."""
         self._connect_id = ""
         self._pending: list[str] = []
         self._unauthorized = 0
@@ -168,6 +175,7 @@ class GatewaySession:
             params = decode_params("connect", _connect_params, request.params)
         except WireError as error:
             return self._refuse(request.id, error)
+        self.client = params.client
         if not _speaks(params):
             return self._refuse(request.id, _protocol_mismatch(params), PROTOCOL_ERROR)
         if (fault := _role_fault(params)) is not None:
@@ -207,11 +215,12 @@ class GatewaySession:
     def _refuse(self, id: str, error: WireError, code: int = POLICY, reason: str | None = None) -> list[Action]:
         if self.state is State.CLOSING:
             return []
-        return [Send(encode_error(id, error.shape)), *self._close(code, str(error) if reason is None else reason)]
+        said = str(error) if reason is None else reason
+        return [Send(encode_error(id, error.shape)), *self._close(code, said, error.shape)]
 
-    def _close(self, code: int, reason: str) -> list[Action]:
+    def _close(self, code: int, reason: str, error: ErrorShape | None = None) -> list[Action]:
         was, _ = self.state, self._step(Input.ENDED)
-        return [] if was is State.CLOSING else [Close(code, close_reason(reason))]
+        return [] if was is State.CLOSING else [Close(code, close_reason(reason), error)]
 
     def _step(self, event: Input) -> State:
         try:
@@ -265,7 +274,8 @@ def _role_fault(params: ConnectParams) -> WireError | None:
 
 
 def _invalid(id: str | int, message: str) -> Send:
-    return Send(encode_error(id, ErrorShape(code="INVALID_REQUEST", message=message)))
+    error = ErrorShape(code="INVALID_REQUEST", message=message)
+    return Send(encode_error(id, error), error)
 
 
 def _too_big(text: str) -> bool:

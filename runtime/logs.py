@@ -28,7 +28,7 @@ MAX_TEXT = 4_000
 """Characters of one value; what is cut says so."""
 MAX_DEPTH = 6
 MAX_FRAMES = 20
-REFUSALS = 20  # lines a minute of one message that strangers can cause; further ones are counted
+REFUSALS = 20  # lines a minute of one message that peers cause; further ones are counted
 CONSOLE_CAPACITY = 4_096  # lines; when full, further ones are counted, not kept: they stand in the file anyway
 CONSOLE_GRACE = 2.0
 """Seconds that the end waits for the terminal to take its lines."""
@@ -163,9 +163,9 @@ class Log:
         """Something was refused, ignored or narrowed, and the process goes on."""
         self._write("warn", message, fields)
 
-    def refusal(self, message: str, /, **fields: object) -> None:
-        """A warning that strangers can cause as often as they like: after `REFUSALS` of one message in a minute the
-        rest are only counted, and the next minute's first says how many (`unwritten`)."""
+    def refusal(self, message: str, /, level: LogLevel = "warn", **fields: object) -> None:
+        """What a peer can cause as often as it likes: after `REFUSALS` of one message in a minute the rest are only
+        counted, and the next minute's first says how many (`unwritten`)."""
         now = self._clock()
         began, count = self._refusals.get(message, (now, 0))
         if not 0 <= now - began < 60_000:
@@ -173,7 +173,7 @@ class Log:
             began, count = now, 0
         self._refusals[message] = began, count + 1
         if count < REFUSALS:
-            self.warning(message, **fields)
+            self._write(level, message, fields)
 
     def error(self, message: str, /, **fields: object) -> None:
         """Something failed that should not."""
@@ -353,6 +353,6 @@ def console_line(record: Record, *, dated: bool = False) -> str:
     fields = "".join(
         f"  {key}={value if isinstance(value, str) else msgspec.json.encode(value).decode()}"
         for key, value in record.fields.items()
-        if key != "trace"
+        if key != "trace" and value is not None
     )
     return printable(f"{time} {record.level:<5} {record.subsystem}: {record.message}{fields}") + "\n"

@@ -51,7 +51,8 @@ def start(port: int | None) -> None:
         raise Failure(words, "Use it, or end it first: triops gateway stop", code=Exit.RUNNING, error=error)
     paths = gateway.paths
     gateway.load_configuration()  # its faults are better told here than in a log
-    prepare_state(paths)
+    for warning in prepare_state(paths):
+        click.echo(warning, err=True)
     output = paths.logs / "gateway.out"
     arguments = ["gateway", "run", *(["--port", str(port)] if port is not None else [])]
     # The child has another working folder: what is relative in the environment is made absolute.

@@ -345,6 +345,8 @@ class CronScheduler:
                 self._log.error("the receipt of a slot could not be stored, trying again", error=fault)
                 await trio.sleep(RETRY_STORE)
         self._running.discard(claim.run_id)
+        about = {"job": claim.job_id, "name": entry.job_name, "slot": claim.slot_ms, "run": claim.run_id}
+        self._log.info("a job ran", **about, outcome=entry.status, error=entry.error, ms=entry.duration_ms)
         self._tell("finished", claim.job_id, job, **receipt.event_fields(entry))
         if before is None or job is None:
             return

@@ -60,6 +60,58 @@ async def test_what_comes_before_connect_and_is_not_it_is_closed_with_a_reason(
         await client.send(frame)
         closed = await client.closed()
         assert (closed.code, closed.reason) == (code, reason)
+        await trio.aclose_forcefully(client.stream)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        (told,) = [record for record in host.log if record.message == "refused a connect"]
+        assert (told.fields["code"], told.fields["reason"]) == (code, reason)
+        assert told.fields["peer"] == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "client", "reason"),
+    [
+        ({"minProtocol": 9, "maxProtocol": 9}, "gateway-client", "protocol mismatch"),
+        ({"role": "node"}, "gateway-client", "role not supported: this gateway takes no nodes"),
+        ({"x" * 200: 1}, None, f"invalid connect params: at root: unexpected property '{'x' * 200}'"),
+    ],
+)
+async def test_a_connect_that_is_not_even_decided_on_is_logged_once_and_whole(
+    tmp_path: Path, wrong: dict[str, Any], client: str | None, reason: str
+) -> None:
+    async with open_test_gateway(tmp_path) as host, host.socket() as socket:
+        with pytest.raises(Refused):
+            await socket.connect(connect_params(token=TOKEN) | wrong)
+        await socket.closed()
+        await trio.aclose_forcefully(socket.stream)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        (told,) = host.warnings()
+        assert (told.message, told.fields["reason"], told.fields.get("client")) == ("refused a connect", reason, client)
+
+
+async def test_who_comes_and_leaves_is_logged_with_how_long_and_why(tmp_path: Path, autojump_clock: Clock) -> None:
+    async with open_test_gateway(tmp_path, virtual=True) as host:
+        async with host.client() as client:
+            await trio.sleep(7)
+            await client.send("[]")
+            await client.close(1000, "bye")
+            await client.closed()
+        await trio.testing.wait_all_tasks_blocked()
+        came, refused, left = host.log[-3:]
+        assert [record.message for record in (came, refused, left)] == [
+            "client connected",
+            "refused a frame",
+            "client left",
+        ]
+        assert came.fields["scopes"] == left.fields["scopes"] == ["operator.admin", "operator.read", "operator.write"]
+        assert refused.fields["reason"] == "invalid request frame: must be object"
+        about = {name: left.fields[name] for name in ("client", "peer", "seconds", "code", "reason")}
+        assert about == {
+            "client": "gateway-client",
+            "peer": "127.0.0.1",
+            "seconds": 7.0,
+            "code": 1000,
+            "reason": "bye",
+        }
 
 
 async def test_a_binary_frame_before_connect_closes_and_after_it_is_refused(tmp_path: Path) -> None:
@@ -180,7 +232,7 @@ async def test_a_slow_client_is_closed_and_its_run_goes_on(tmp_path: Path, autoj
                 await other.request("health")
             await trio.sleep(12)  # a write to its socket takes ten at most
             assert len(host.gateway.services.fanout.connections()) == 1
-            (told,) = [record for record in host.log if record.message == "a client takes no more, its runs go on"]
+            (told,) = [record for record in host.log if record.message == "client left"]
             assert told.fields["reason"] == "slow consumer"
         assert (await other.terminal("k"))["state"] == "final"
 

@@ -2,11 +2,12 @@
 
 import json
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.kit.process import Home, open_gateway_process
+from tests.kit.process import Home, open_gateway_process, stop
 
 SCRIPTED = {
     "models": {"providers": {"scripted": {"api": "scripted"}}},
@@ -28,8 +29,21 @@ async def test_a_gateway_is_found_by_its_file_and_leaves_none_behind(tmp_path: P
         assert (again.code, "already runs" in again.err) == (75, True)
         assert gateway.token not in home.said()
     assert not home.paths.discovery.exists()
-    assert "listening" in home.said()
+    for words in ("listening", "asked to stop", "SIGTERM", "stopping", "stopped"):
+        assert words in home.said()
     assert "Traceback" not in home.said()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no modes on Windows")
+async def test_a_token_that_others_could_read_is_narrowed_and_said(tmp_path: Path) -> None:
+    home = Home(tmp_path, SCRIPTED)
+    home.paths.token.write_text("a-token-that-everybody-could-read\n")
+    home.paths.token.chmod(0o644)
+    ran = await home.run("gateway", "start", "--port", "0")
+    await stop(home)
+    assert ran.code == 0, ran
+    assert f"{home.paths.token} had mode 0644" in ran.err
+    assert home.paths.token.stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.parametrize(

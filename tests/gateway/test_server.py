@@ -52,6 +52,37 @@ async def test_the_thirty_third_unauthenticated_socket_of_an_address_is_503_and_
             await client.event("connect.challenge")
 
 
+async def test_sockets_that_upgrade_at_the_same_moment_count_too(tmp_path: Path) -> None:
+    async with open_test_gateway(tmp_path) as host, trio.open_nursery() as nursery:
+        outcomes: list[int] = []
+
+        async def knock() -> None:
+            try:
+                async with host.socket("10.0.0.1") as client:
+                    await client.event("connect.challenge")
+                    outcomes.append(101)
+                    await trio.sleep_forever()
+            except Refused as refused:
+                outcomes.append(refused.error["status"])
+
+        for _ in range(2 * UNAUTHENTICATED_PER_ADDRESS):
+            nursery.start_soon(knock)
+        while len(outcomes) < 2 * UNAUTHENTICATED_PER_ADDRESS:
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        assert outcomes.count(101) == outcomes.count(503) == UNAUTHENTICATED_PER_ADDRESS
+        assert [record.fields["status"] for record in host.warnings()] == [503] * 20  # the rest is counted
+        nursery.cancel_scope.cancel(reason="seen")
+
+
+async def test_a_head_that_cannot_be_read_is_logged_with_its_peer(tmp_path: Path) -> None:
+    async with open_test_gateway(tmp_path) as host:
+        stream = host.dial("10.0.0.1")
+        await stream.send_all(b"nonsense\r\n\r\n")
+        assert (await read_answer(stream)).status == 400
+        (told,) = host.warnings()
+        assert told.fields == {"status": 400, "reason": "not an HTTP/1.1 request", "peer": "10.0.0.1"}
+
+
 @pytest.mark.parametrize(
     "headers",
     [

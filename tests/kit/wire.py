@@ -95,6 +95,10 @@ class Client:
     async def send_binary(self, data: bytes) -> None:
         await self.stream.send_all(self._ws.send(ws.BytesMessage(data)))
 
+    async def close(self, code: int, reason: str) -> None:
+        """Begin the close handshake."""
+        await self.stream.send_all(self._ws.send(ws.CloseConnection(code, reason)))
+
     async def ping(self) -> None:
         await self.stream.send_all(self._ws.send(ws.Ping(os.urandom(4))))
 

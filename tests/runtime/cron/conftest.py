@@ -15,7 +15,7 @@ from triops.runtime.config import CronConfig
 from triops.runtime.cron.scheduler import CronScheduler, open_scheduler
 from triops.runtime.errors import NotFound, RuntimeFault
 from triops.runtime.events import CronEvent, HeartbeatEvent, RuntimeEvent
-from triops.runtime.logs import Log
+from triops.runtime.logs import Log, Record
 from triops.runtime.runs.state import Accepted, RunState, Submission, Terminal
 from triops.runtime.store import cron as stored
 from triops.runtime.store.db import Db
@@ -92,6 +92,7 @@ class World:
         """How far the wall clock was moved."""
         self.events: list[dict[str, Any]] = []
         self.beats: list[dict[str, Any]] = []
+        self.log: list[Record] = []
         self._time: Clock = trio_clock(EPOCH)
 
     def clock(self) -> int:
@@ -119,7 +120,7 @@ class World:
         async with self.store() as (inline, bus):
             store = FaultyStore(inline)
             with open_scheduler(
-                store, bus, self.runs, config=config, clock=self.clock, log=Log(), path=self.path
+                store, bus, self.runs, config=config, clock=self.clock, log=Log(self.log.append), path=self.path
             ) as cron:
                 async with trio.open_nursery() as nursery:
                     await nursery.start(cron.run)

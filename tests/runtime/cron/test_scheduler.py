@@ -98,6 +98,9 @@ async def test_the_story_s_job_fires_into_its_session_with_a_receipt(world: Worl
             "consecutiveErrors": 0,
             "consecutiveSkipped": 0,
         }
+        (told,) = [record.fields for record in world.log if record.message == "a job ran"]
+        assert (told["job"], told["name"], told["slot"]) == (job["id"], "test", EPOCH + 180_000)
+        assert (told["outcome"], told["error"]) == ("ok", None)
 
 
 async def test_events_come_in_the_recorded_order_and_shape(world: World, autojump_clock: MockClock) -> None:
