@@ -111,7 +111,8 @@ class Connection:
         if self._services.presence.gone(self.id):
             self._services.broadcast_presence()
         self.closed.set()
-        ended = self._close or self._ws.closed
+        slow = self.outbox.overflowed or self._transport.late
+        ended = self._close or (Close(ABNORMAL, "slow consumer") if slow else self._ws.closed)
         about = {"code": ended.code, "reason": ended.reason} if ended else {"code": ABNORMAL, "reason": "cut off"}
         if self._since is not None:
             seconds = round(trio.current_time() - self._since, 3)
@@ -257,9 +258,8 @@ class Connection:
             assert self._close is not None
             with trio.move_on_after(CLOSE_GRACE):
                 await self._ws.aclose(self._close.code, self._close.reason)
-        except (*Broken, ConnectionClosed) as error:
-            reason = "slow consumer" if self.outbox.overflowed else str(error) or type(error).__name__
-            self._close = self._close or Close(ABNORMAL, reason)
+        except (*Broken, ConnectionClosed):
+            pass  # it left, or takes no more
         nursery.cancel_scope.cancel(reason="the connection is closed")
 
     async def _keep_handshake_time(self) -> None:

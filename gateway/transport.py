@@ -21,6 +21,8 @@ class Transport(trio.abc.HalfCloseableStream):
         self._left: int | None = None
         self.overflowed = False
         """The cap was reached; nothing more was read."""
+        self.late = False
+        """A write took too long; the stream is closed."""
 
     def push_back(self, data: bytes) -> None:
         """Give `data` to the next reader first."""
@@ -54,6 +56,7 @@ class Transport(trio.abc.HalfCloseableStream):
                 await self._stream.send_all(data)
             sent = True
         except trio.TooSlowError:
+            self.late = True
             raise trio.BrokenResourceError(f"a write took more than {WRITE_DEADLINE:.0f} s") from None
         finally:
             self._lock.release()

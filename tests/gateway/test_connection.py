@@ -248,6 +248,16 @@ async def test_a_slow_client_that_reads_again_in_time_is_told_why(tmp_path: Path
         assert connection.outbox.overflowed
 
 
+async def test_a_client_that_takes_ten_seconds_for_one_write_is_dropped_and_said_to_be_slow(
+    tmp_path: Path, autojump_clock: Clock
+) -> None:
+    async with open_test_gateway(tmp_path, virtual=True) as host, host.client(lockstep=True) as slow:
+        await slow.ask("health")
+        await trio.sleep(11)
+        assert host.gateway.services.fanout.connections() == []
+        assert (host.log[-1].message, host.log[-1].fields["reason"]) == ("client left", "slow consumer")
+
+
 async def test_text_merges_while_a_client_does_not_read(tmp_path: Path, autojump_clock: Clock) -> None:
     async with open_test_gateway(tmp_path, virtual=True) as host, host.client() as other:
         async with host.client(lockstep=True) as slow:
