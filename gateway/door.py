@@ -78,7 +78,7 @@ class Door:
     ) -> None:
         self.mode: AuthMode = mode
         self.port = 0
-        """The real one, once it is open: `Host` must name it."""
+        """The real one, once it is open."""
         self._matches: Matches | None = secret.matches if secret is not None else None
         self._generation = (
             "" if secret is None else hashlib.sha256(b"generation:" + secret.reveal().encode()).hexdigest()
@@ -103,7 +103,7 @@ class Door:
                     "this request says that it was forwarded, and no trusted proxy is configured",
                     details={"code": "PROXY_ATTRIBUTION_REQUIRED"},
                 )
-            if not check_host(caller.host, port=self.port, bind_host=self._bind_host):
+            if not check_host(caller.host, bind_host=self._bind_host):
                 raise WireError(
                     "FORBIDDEN",
                     f"Host {caller.host!r} is not this gateway; use 127.0.0.1:{self.port}",

@@ -63,14 +63,13 @@ def single_header(headers: Headers, name: bytes) -> str | None:
     return ", ".join(values) if values else None
 
 
-def check_host(host: str | None, *, port: int, bind_host: str) -> bool:
-    """Whether `Host` names us: `localhost`, a loopback literal or the address we are bound to, with our port.
+def check_host(host: str | None, *, bind_host: str) -> bool:
+    """Whether `Host` names us: `localhost`, a loopback literal or the address we are bound to, with any port or none.
 
-    Bound to every address, we take any address literal: no name can be made to point at one.
+    A foreign name may have been rebound to us; a port cannot, and tunnels and port maps change it. Bound to every
+    address, we take any address literal: no name can be made to point at one.
     """
-    name, its_port = _authority(host, 80)
-    if its_port != port:
-        return False
+    name, _ = _authority(host, 80)
     if name in ("localhost", bind_host.lower()):
         return True
     address, bound = parse_address(name), parse_address(bind_host)
@@ -96,7 +95,8 @@ def check_origin(
     """Refuse a web page that has no business here (protocol §5.8); requests without `Origin` pass unless `browser`.
 
     `host` is the `Host` header, already checked. `allowed` is `gateway.controlUi.allowedOrigins`. `local_pages` lets
-    in pages of any port of this machine (development servers): only where a credential is asked for too.
+    in pages of any port of this machine (the Control UI's development server): only where a credential is asked for
+    too, which no page has that the user did not give it to.
 
     Raises:
         WireError: the page is not let in.
