@@ -1,13 +1,15 @@
-"""How many writes to the control plane one actor may make. Pure but for the clock that it is given."""
+"""How many writes to the control plane one actor may make, and how many requests may wait. Pure but for the clock."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 
 from triops.gateway.errors import WireError
 
 LIMIT = 30
 WINDOW = 60.0  # seconds
 MAX_ACTORS = 10_000
+MAX_PARKED = 256
 
 
 class WriteLimiter:
@@ -39,3 +41,28 @@ class WriteLimiter:
                 retry_after_ms=round(wait * 1000),
             )
         times.append(now)
+
+
+class Parking:
+    """The places of requests that only wait: `MAX_PARKED` in all."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+    @contextmanager
+    def place(self) -> Generator[Callable[[], None]]:
+        """One request's `park`: it takes a place, or raises `WireError`. The end of the block gives the place back."""
+        parked = False
+
+        def park() -> None:
+            nonlocal parked
+            if not parked and self.taken >= MAX_PARKED:
+                words = f"{MAX_PARKED} requests wait already; try again when some are over"
+                raise WireError("UNAVAILABLE", words, retryable=True, retry_after_ms=1000)
+            self.taken += not parked
+            parked = True
+
+        try:
+            yield park
+        finally:
+            self.taken -= parked

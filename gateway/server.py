@@ -107,8 +107,8 @@ class Gateway:
             return
         caller = caller_of(address, head.headers)
         if not head.is_websocket:
-            routes = Routes(self.services, self.door, lambda request: caller_of(address, request.headers))
-            await serve_http(transport, routes.answer, self._busy)
+            routes = Routes(self.services, self.door, address, stopping=lambda: self._stopping)
+            await serve_http(transport, routes.admit, self._busy)
             return
         try:
             self.door.check_head(caller)

@@ -4,7 +4,7 @@ from functools import partial
 
 import trio
 
-from triops.gateway.admission import WriteLimiter
+from triops.gateway.admission import Parking, WriteLimiter
 from triops.gateway.fanout import Fanout
 from triops.gateway.frames import StateVersion
 from triops.gateway.presence import Presence
@@ -24,6 +24,7 @@ class Services:
         self.fanout = Fanout(runtime.bus, partial(session_row, runtime))
         self.presence = Presence(runtime.clock, version=version)
         self.writes = WriteLimiter(trio.current_time)
+        self.parking = Parking()
         self.started_at = runtime.clock()
         self.listening: list[str] = []
         """URLs, once the port is open."""

@@ -1,16 +1,18 @@
 """HTTP/1.1 on one connection, over h11: requests in, JSON responses out, keep-alive, and a peer that leaves cancels
 what it asked for. Routing is `routes.py`."""
 
+import re
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from http import HTTPStatus
+from math import inf
 from typing import Any
 
 import h11
 import msgspec
 import trio
 
-from triops.gateway.http.head import MAX_HEAD
+from triops.gateway.http.head import HEAD_DEADLINE, MAX_HEAD, Head, HeadError
 from triops.gateway.transport import Broken, Transport
 
 MAX_BODY = 16 * 1024 * 1024
@@ -26,26 +28,6 @@ SECURITY_HEADERS = (
 )
 
 
-class HttpRequest(msgspec.Struct, frozen=True):
-    """One whole request; names of headers in lower case."""
-
-    method: str
-    target: str
-    headers: tuple[tuple[bytes, bytes], ...]
-    body: bytes
-
-    @property
-    def path(self) -> str:
-        return self.target.partition("?")[0]
-
-    @property
-    def query(self) -> str:
-        return self.target.partition("?")[2]
-
-    def get(self, name: bytes) -> str | None:
-        return next((value.decode("latin-1") for key, value in self.headers if key == name), None)
-
-
 class HttpResponse(msgspec.Struct, frozen=True):
     """A status and JSON."""
 
@@ -54,7 +36,10 @@ class HttpResponse(msgspec.Struct, frozen=True):
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
-Answer = Callable[[HttpRequest], Awaitable[HttpResponse]]
+Answer = Callable[[bytes], Awaitable[HttpResponse]]
+"""Given the body, the response."""
+Admit = Callable[[Head], Awaitable[Answer | HttpResponse]]
+"""Given the head, who answers once the body is there; or the response of who wants no body, or is not let in."""
 
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
@@ -69,6 +54,8 @@ async def refuse(transport: Transport, status: int, message: str) -> None:
     body = _encode(error_body(message, "invalid_request_error"))
     head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json; charset=utf-8\r\n"
     head += f"Content-Length: {len(body)}\r\nConnection: close\r\n"
+    if status == 426:
+        head += "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
     head += "".join(f"{name.decode()}: {value.decode()}\r\n" for name, value in SECURITY_HEADERS)
     try:
         await transport.send_all(head.encode() + b"\r\n" + body)
@@ -77,77 +64,104 @@ async def refuse(transport: Transport, status: int, message: str) -> None:
     await transport.linger()
 
 
-async def serve_http(transport: Transport, answer: Answer, busy: Callable[[], AbstractContextManager[None]]) -> None:
+async def serve_http(transport: Transport, admit: Admit, busy: Callable[[], AbstractContextManager[None]]) -> None:
     """Serve requests until the peer closes, errs or is silent for `IDLE` seconds. Does not close the transport.
 
-    From a whole request to its written answer the connection is inside `busy()`.
+    No body is read before its head is admitted; who is not let in and sends one loses the connection. From a whole
+    request to its written answer the connection is inside `busy()`.
     """
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
-    while True:
-        try:
-            request = await _read_request(transport, connection)
-        except h11.RemoteProtocolError as error:
-            await refuse(transport, error.error_status_hint if error.error_status_hint >= 400 else 400, str(error))
-            return
-        except _TooLarge:
-            await refuse(transport, 413, f"the body is larger than {MAX_BODY} bytes")
-            return
-        except trio.TooSlowError:
-            return
-        if request is None:
-            return
+    try:
+        while await _serve_one(transport, connection, admit, busy):
+            connection.start_next_cycle()
+    except h11.RemoteProtocolError as error:
+        message = str(error).partition(": bytearray")[0]
+        await refuse(transport, error.error_status_hint if error.error_status_hint >= 400 else 400, message)
+    except HeadError as error:
+        await refuse(transport, error.status, str(error))
+
+
+async def _serve_one(
+    transport: Transport,
+    connection: h11.Connection,
+    admit: Admit,
+    busy: Callable[[], AbstractContextManager[None]],
+) -> bool:
+    """Serve the next request; whether the connection can take another."""
+    head = await _next_head(transport, connection)
+    if head is None:
+        return False
+    answer = await admit(head)
+    if isinstance(answer, HttpResponse):
+        unread = not isinstance(connection.next_event(), h11.EndOfMessage)
         with busy():
-            response = await _answer(transport, connection, request, answer)
+            await transport.send_all(_encoded(connection, head, answer, close=unread))
+        if unread:
+            await transport.linger()
+    else:
+        body = await _read_body(transport, connection, head)
+        with busy():
+            response = await _watched(transport, connection, answer(body))
             if response is None:
-                return
-            await transport.send_all(_encoded(connection, request, response))
-        if connection.our_state is not h11.DONE or connection.their_state is not h11.DONE:
-            return
-        connection.start_next_cycle()
+                return False
+            await transport.send_all(_encoded(connection, head, response))
+    return connection.our_state is h11.DONE and connection.their_state is h11.DONE
 
 
-class _TooLarge(Exception):
-    pass
+async def _next_head(transport: Transport, connection: h11.Connection) -> Head | None:
+    """The head of the next request; None when the peer left, or said nothing for too long."""
+    deadline = inf
+    while (event := connection.next_event()) is h11.NEED_DATA:
+        begun = bool(connection.trailing_data[0])
+        deadline = min(deadline, trio.current_time() + (HEAD_DEADLINE if begun else IDLE))
+        with trio.move_on_at(deadline) as late:
+            connection.receive_data(await transport.receive_some())
+        if late.cancelled_caught:
+            if begun:
+                raise HeadError(408, f"no complete request within {HEAD_DEADLINE:.0f} s")
+            return None
+    if not isinstance(event, h11.Request):
+        return None
+    target, headers = event.target.decode("ascii"), tuple(event.headers)
+    if absolute := _ABSOLUTE.fullmatch(target):  # its authority counts, not the Host beside it (RFC 9112 §3.2.2)
+        target = absolute[2]
+        headers = (*(pair for pair in headers if pair[0] != b"host"), (b"host", absolute[1].encode()))
+    head = Head(event.method.decode("ascii"), target, headers)
+    if (head.get(b"expect") or "100-continue").lower() != "100-continue":
+        raise HeadError(417, "no other Expect than 100-continue is known")
+    if head.get(b"transfer-encoding") and head.get(b"content-length"):
+        raise HeadError(400, "Content-Length and Transfer-Encoding contradict each other; send one")
+    return head
 
 
-async def _read_request(transport: Transport, connection: h11.Connection) -> HttpRequest | None:
-    head: h11.Request | None = None
+_ABSOLUTE = re.compile(r"https?://([^/?#]*)(/.*)", re.IGNORECASE)
+
+
+async def _read_body(transport: Transport, connection: h11.Connection, head: Head) -> bytes:
     body = bytearray()
-    deadline = trio.current_time() + IDLE
-    while True:
-        event = connection.next_event()
-        match event:
-            case h11.Request():
-                head = event
-                deadline = trio.current_time() + BODY_DEADLINE
-                if int(dict(event.headers).get(b"content-length", b"0")) > MAX_BODY:
-                    raise _TooLarge
-                if connection.they_are_waiting_for_100_continue:
-                    await transport.send_all(
-                        connection.send(h11.InformationalResponse(status_code=100, headers=[])) or b""
-                    )
-            case h11.Data():
-                body += event.data
-                if len(body) > MAX_BODY:
-                    raise _TooLarge
-            case h11.EndOfMessage():
-                assert head is not None
-                return HttpRequest(
-                    head.method.decode("ascii"), head.target.decode("ascii"), tuple(head.headers), bytes(body)
-                )
-            case h11.ConnectionClosed():
-                return None
-            case _ if event is h11.NEED_DATA:
-                with trio.fail_at(deadline):
+    too_large = HeadError(413, f"the body is larger than {MAX_BODY} bytes")
+    if int(head.get(b"content-length") or 0) > MAX_BODY:
+        raise too_large
+    if connection.they_are_waiting_for_100_continue:
+        await transport.send_all(connection.send(h11.InformationalResponse(status_code=100, headers=[])) or b"")
+    try:
+        with trio.fail_after(BODY_DEADLINE):
+            while not isinstance(event := connection.next_event(), h11.EndOfMessage):
+                if isinstance(event, h11.Data):
+                    body += event.data
+                    if len(body) > MAX_BODY:
+                        raise too_large
+                else:
                     connection.receive_data(await transport.receive_some())
-            case _:
-                return None
+    except trio.TooSlowError:
+        raise HeadError(408, f"no complete body within {BODY_DEADLINE:.0f} s") from None
+    return bytes(body)
 
 
-async def _answer(
-    transport: Transport, connection: h11.Connection, request: HttpRequest, answer: Answer
+async def _watched(
+    transport: Transport, connection: h11.Connection, answer: Awaitable[HttpResponse]
 ) -> HttpResponse | None:
-    """Answer, while watching whether the peer is still there; None when it left (what it asked for is cancelled)."""
+    """Await `answer`, while watching whether the peer is still there; None when it left (`answer` is cancelled)."""
     response: HttpResponse | None = None
 
     async def watch() -> None:
@@ -165,21 +179,22 @@ async def _answer(
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watch, name="watch the client")
-        response = await answer(request)
+        response = await answer
         nursery.cancel_scope.cancel(reason="answered")
     return response
 
 
-def _encoded(connection: h11.Connection, request: HttpRequest, response: HttpResponse) -> bytes:
+def _encoded(connection: h11.Connection, head: Head, response: HttpResponse, *, close: bool = False) -> bytes:
     body = _encode(response.payload)
     headers = [
         *SECURITY_HEADERS,
         *response.headers,
         (b"Content-Type", b"application/json; charset=utf-8"),
         (b"Content-Length", b"%d" % len(body)),
+        *([(b"Connection", b"close")] if close else ()),
     ]
     reason = HTTPStatus(response.status).phrase.encode()
     data = connection.send(h11.Response(status_code=response.status, headers=headers, reason=reason)) or b""
-    if request.method != "HEAD":
+    if head.method != "HEAD":
         data += connection.send(h11.Data(data=body)) or b""
     return data + (connection.send(h11.EndOfMessage()) or b"")

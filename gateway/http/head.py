@@ -10,7 +10,7 @@ HEAD_DEADLINE = 10.0  # seconds from the accept, or from the end of the last res
 
 
 class HeadError(Exception):
-    """There is no usable head; `status` is what to answer, 0 for nothing (the peer left)."""
+    """This is no request that can be served; `status` is what to answer, 0 for nothing (the peer left)."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -33,6 +33,10 @@ class Head(msgspec.Struct, frozen=True):
         return self.target.partition("?")[0]
 
     @property
+    def query(self) -> str:
+        return self.target.partition("?")[2]
+
+    @property
     def is_websocket(self) -> bool:
         return (self.get(b"upgrade") or "").strip().lower() == "websocket"
 
@@ -43,6 +47,8 @@ def parse_head(data: bytes) -> Head | None:
     Raises:
         HeadError: it is too large, or no HTTP/1.1 request.
     """
+    if data.startswith(b"\x16"):
+        raise HeadError(400, "no TLS is spoken on this port; use http:// or ws://")
     end = data.find(b"\r\n\r\n")
     if end < 0 or end > MAX_HEAD:
         if len(data) > MAX_HEAD:
@@ -64,17 +70,38 @@ def parse_head(data: bytes) -> Head | None:
         raise HeadError(400, "the request line is not ASCII") from None
 
 
-async def read_head(transport: Transport) -> Head:
-    """The next head; all that was read is pushed back, so that the real parser sees it too.
+def check_upgrade(head: Head) -> None:
+    """Refuse a WebSocket handshake that is none (RFC 6455 §4.2.1), in words that the framing library does not have.
 
     Raises:
-        HeadError: too large (431), too slow (408), malformed (400), or the peer left (0).
+        HeadError: another version (426), or something is missing (400).
+    """
+    version = head.get(b"sec-websocket-version")
+    if version not in (None, "13"):
+        raise HeadError(426, f"WebSocket version {version} is not spoken here; use 13")
+    for told, wanted in (
+        (head.method == "GET", "the method GET"),
+        ("upgrade" in (head.get(b"connection") or "").lower(), "Connection: Upgrade"),
+        (version, "Sec-WebSocket-Version: 13"),
+        (head.get(b"sec-websocket-key"), "a Sec-WebSocket-Key"),
+    ):
+        if not told:
+            raise HeadError(400, f"a WebSocket upgrade needs {wanted}")
+
+
+async def read_head(transport: Transport) -> Head:
+    """The first head; all that was read is pushed back, so that the real parser sees it too.
+
+    Raises:
+        HeadError: too large (431), too slow (408), malformed (400, 426), or the peer left (0).
     """
     data = b""
     with trio.move_on_after(HEAD_DEADLINE):
         while True:
             head = parse_head(data)
             if head is not None:
+                if head.is_websocket:
+                    check_upgrade(head)
                 transport.push_back(data)
                 return head
             chunk = await transport.receive_some()

@@ -4,18 +4,20 @@ Every route but the probes needs the bearer; all of them go through the same met
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qs, unquote
 from uuid import uuid4
 
 import msgspec
 
-from triops.gateway.door import Caller, Door
+from triops.gateway.door import Door, caller_of
 from triops.gateway.errors import ErrorShape, WireError, error_shape, http_status
-from triops.gateway.frames import Request
+from triops.gateway.frames import Request, decode_params
 from triops.gateway.handlers import intake
-from triops.gateway.http.exchange import HttpRequest, HttpResponse, error_body
-from triops.gateway.methods import ANSWERED, Call, dispatch
+from triops.gateway.http.exchange import Answer, HttpResponse, error_body
+from triops.gateway.http.head import Head
+from triops.gateway.methods import ANSWERED, Call, NoParams, dispatch
 from triops.gateway.rows import session_row
 from triops.gateway.services import Services
 from triops.runtime.errors import NotFound
@@ -34,121 +36,138 @@ class HttpPeer(msgspec.Struct, frozen=True):
 
 
 class Routes:
-    """Answers requests of one connection's caller."""
+    """Answers the requests of one connection, whose peer is at `address`."""
 
-    def __init__(self, services: Services, door: Door, caller: Callable[[HttpRequest], Caller]) -> None:
+    def __init__(self, services: Services, door: Door, address: str, *, stopping: Callable[[], bool]) -> None:
         self._services = services
         self._door = door
-        self._caller = caller
+        self._address = address
+        self._stopping = stopping
 
-    async def answer(self, request: HttpRequest) -> HttpResponse:
-        """The response to one request: the request boundary of plain HTTP."""
+    async def admit(self, head: Head) -> Answer | HttpResponse:
+        """What the head alone decides: whether the caller is let in; a probe's answer."""
+        caller = caller_of(self._address, head.headers)
         try:
-            caller = self._caller(request)
             self._door.check_head(caller)
-            if request.path in PROBES:
-                return self._probe(request)
-            return await self._route(request, caller)
-        except Exception as error:  # noqa: BLE001 - the request boundary
-            return self._failure(request, error)
+            if head.path in PROBES:
+                return self._probe(head)
+            scopes = await self._door.authorise(caller)
+        except WireError as error:
+            return _refusal(error.shape)
+        return partial(self._answer, head, HttpPeer(str(uuid4()), scopes, caller.address))
 
-    def _failure(self, request: HttpRequest, error: Exception) -> HttpResponse:
-        log_id = uuid4().hex[:12]
-        shape = error_shape(error, log_id=log_id)
-        if shape.code == "INTERNAL_ERROR":
-            self._services.log.error("a request failed by our own fault", path=request.path, id=log_id, error=error)
-        return _refusal(shape)
-
-    def _probe(self, request: HttpRequest) -> HttpResponse:
-        if request.method not in ("GET", "HEAD"):
-            return _not_allowed("GET, HEAD")
-        if PROBES[request.path] == "live":
-            return HttpResponse(200, {"ok": True, "status": "live"})
-        return HttpResponse(200, {"ready": True, "uptimeMs": self._services.uptime_ms})
-
-    async def _route(self, request: HttpRequest, caller: Caller) -> HttpResponse:
-        path = [unquote(part) for part in request.path.split("/")[1:]]
-        query = {name: values[-1] for name, values in parse_qs(request.query).items()}
-        match request.method, path:
-            case "POST", ["rpc", method]:
-                return await self._rpc(caller, method, request.body, final=query.get("wait") == "final")
-            case "GET", ["status"]:
-                return await self._rpc(caller, "status", b"")
-            case "GET", ["sessions"]:
-                return await self._rpc(caller, "sessions.list", msgspec.json.encode(_numbers(query, "limit", "offset")))
-            case "GET", ["sessions", key]:
-                return await self._session(caller, key)
-            case "POST", ["sessions", key, "ping"]:
-                return await self._ping(caller, key)
-            case "GET", ["webchat", "messages"]:
-                params = {"sessionKey": query.get("sessionKey", MAIN_KEY), "limit": 50} | _numbers(query, "limit")
-                return await self._rpc(caller, "chat.history", msgspec.json.encode(params))
-            case "POST", ["webchat", "messages"]:
-                return await self._say(caller, request.body, final=query.get("wait") == "final")
-            case "GET", ["heartbeat"]:
-                return await self._rpc(caller, "last-heartbeat", b"")
-            case "POST", ["heartbeat"]:
-                return await self._beat(caller)
-            case _, ["rpc", _] | ["sessions", _, "ping"]:
-                return _not_allowed("POST")
-            case _, ["status" | "sessions"] | ["sessions", _]:
-                return _not_allowed("GET")
-            case _, ["webchat", "messages"] | ["heartbeat"]:
-                return _not_allowed("GET, POST")
-            case _:
-                return HttpResponse(404, error_body(f"no such route: {request.path}", "not_found"))
-
-    async def _rpc(self, caller: Caller, method: str, body: bytes, *, final: bool = False) -> HttpResponse:
-        """Any method, by its name; `?wait=final` answers with the end of the run instead of its acceptance."""
-        scopes = await self._door.authorise(caller)
+    async def _answer(self, head: Head, peer: HttpPeer, body: bytes) -> HttpResponse:
+        """The response to one request: the request boundary of plain HTTP."""
         answers: list[Any] = []
-        peer = HttpPeer(str(uuid4()), scopes, caller.address)
-        call = Call(self._services, peer, answers.append, final=final)
-        payload = await dispatch(call, Request("req", "http", method, msgspec.Raw(body)))
+        try:
+            with self._services.parking.place() as park:
+                query = _query(head)
+                final = query.pop("wait", None) is not None
+                if final:
+                    park()
+                call = Call(self._services, peer, answers.append, park=park, final=final)
+                payload = await self._route(head, call, query, body)
+        except Exception as error:  # noqa: BLE001 - the request boundary
+            log_id = uuid4().hex[:12]
+            payload = error_shape(error, log_id=log_id)
+            if payload.code == "INTERNAL_ERROR":
+                self._services.log.error("a request failed by our own fault", path=head.path, id=log_id, error=error)
         if payload is ANSWERED:
             payload = answers[0]
         if isinstance(payload, ErrorShape):
             return _refusal(payload)
-        return HttpResponse(200, payload)
+        return payload if isinstance(payload, HttpResponse) else HttpResponse(200, payload)
 
-    async def _session(self, caller: Caller, key: str) -> HttpResponse:
-        call = await self._reader(caller)
+    def _probe(self, head: Head) -> HttpResponse:
+        if head.method not in ("GET", "HEAD"):
+            return _not_allowed("GET, HEAD")
+        if PROBES[head.path] == "live":
+            return HttpResponse(200, {"ok": True, "status": "live"})
+        failing = ["the gateway is stopping"] if self._stopping() else []
+        payload = {"ready": not failing, "failing": failing, "uptimeMs": self._services.uptime_ms}
+        return HttpResponse(503 if failing else 200, payload)
+
+    async def _route(self, head: Head, call: Call, query: dict[str, Any], body: bytes) -> Any:
+        path = [unquote(part) for part in head.path.split("/")[1:]]
+        if head.method == "POST":
+            _nothing("query", query)
+        match "GET" if head.method == "HEAD" else head.method, path:
+            case "POST", ["rpc", method]:
+                return await _rpc(call, method, body)
+            case "GET", ["status"]:
+                return await _rpc(call, "status", query)
+            case "GET", ["sessions"]:
+                return await _rpc(call, "sessions.list", query)
+            case "GET", ["sessions", key]:
+                _nothing("query", query)
+                return await self._session(intake.session_key(call, key))
+            case "POST", ["sessions", key, "ping"]:
+                _nothing("body", body)
+                return await self._ping(intake.session_key(call, key))
+            case "GET", ["webchat", "messages"]:
+                return await _rpc(call, "chat.history", {"sessionKey": MAIN_KEY, "limit": 50} | query)
+            case "POST", ["webchat", "messages"]:
+                return await _rpc(call, "chat.send", _said(body))
+            case "GET", ["heartbeat"]:
+                return await _rpc(call, "last-heartbeat", query)
+            case "POST", ["heartbeat"]:
+                _nothing("body", body)
+                call.park()
+                return await self._services.runtime.heartbeat.beat()
+            case _, ["rpc", _] | ["sessions", _, "ping"]:
+                return _not_allowed("POST")
+            case _, ["status" | "sessions"] | ["sessions", _]:
+                return _not_allowed("GET, HEAD")
+            case _, ["webchat", "messages"] | ["heartbeat"]:
+                return _not_allowed("GET, HEAD, POST")
+            case _:
+                return HttpResponse(404, error_body(f"no such route: {head.path[:200]}", "not_found"))
+
+    async def _session(self, key: str) -> Any:
         runtime = self._services.runtime
-        canonical = intake.session_key(call, key)
-        page = await runtime.store.read(lambda db: stored.transcript(db, canonical, limit=20))
+        page = await runtime.store.read(lambda db: stored.transcript(db, key, limit=20))
         if page.session is None:
-            raise NotFound(f"session not found: {canonical}")
-        return HttpResponse(200, {"session": session_row(runtime, page.session), "totalMessages": page.total})
+            raise NotFound(f"session not found: {key}")
+        return {"session": session_row(runtime, page.session), "totalMessages": page.total}
 
-    async def _ping(self, caller: Caller, key: str) -> HttpResponse:
+    async def _ping(self, key: str) -> Any:
         """Keep a session fresh. The main session is made if need be; others must exist."""
-        call = await self._reader(caller)
         runtime = self._services.runtime
-        canonical = intake.session_key(call, key)
         now = runtime.clock()
-        session = await runtime.store.write(lambda db: stored.touch(db, canonical, now))
+        session = await runtime.store.write(lambda db: stored.touch(db, key, now))
         runtime.runs.changed(session, reason="ping")
-        return HttpResponse(200, {"ok": True, "key": session.key, "updatedAt": session.updated_at})
-
-    async def _say(self, caller: Caller, body: bytes, *, final: bool) -> HttpResponse:
-        said = _decode_said(body)
-        params = {
-            "sessionKey": said.session_key,
-            "message": said.message or said.text,
-            "idempotencyKey": said.idempotency_key or str(uuid4()),
-        }
-        return await self._rpc(caller, "chat.send", msgspec.json.encode(params), final=final)
-
-    async def _beat(self, caller: Caller) -> HttpResponse:
-        await self._reader(caller)
-        return HttpResponse(200, await self._services.runtime.heartbeat.beat())
-
-    async def _reader(self, caller: Caller) -> Call:
-        scopes = await self._door.authorise(caller)
-        return Call(self._services, HttpPeer(str(uuid4()), scopes, caller.address), lambda _: None)
+        return {"ok": True, "key": session.key, "updatedAt": session.updated_at}
 
 
-class _Said(msgspec.Struct, frozen=True, rename="camel"):
+async def _rpc(call: Call, method: str, params: bytes | dict[str, Any]) -> Any:
+    """Any method, by its name."""
+    raw = params if isinstance(params, bytes) else msgspec.json.encode(params)
+    return await dispatch(call, Request("req", "http", method, msgspec.Raw(raw)))
+
+
+def _query(head: Head) -> dict[str, Any]:
+    """What stands behind the `?`, each name once; what should be a number and is none is left for the method to refuse.
+
+    Raises:
+        WireError: `wait`, which is there for what starts a run, is not `final`.
+    """
+    query: dict[str, Any] = {name: values[-1] for name, values in parse_qs(head.query, keep_blank_values=True).items()}
+    for name in ("limit", "offset"):
+        text = query.get(name, "")
+        if text.isascii() and text.isdigit() and len(text) < 20:
+            query[name] = int(text)
+    if query.get("wait", "final") != "final" or ("wait" in query and head.method != "POST"):
+        raise WireError("INVALID_REQUEST", "invalid query: at /wait: must be 'final', and goes with POST only")
+    return query
+
+
+def _nothing(where: str, given: bytes | dict[str, Any]) -> None:
+    """Refuse what a route does not take."""
+    raw = given if isinstance(given, bytes) else msgspec.json.encode(given)
+    decode_params(where, _decode_nothing, msgspec.Raw(raw))
+
+
+class _Said(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
     """Body of `POST /webchat/messages`; `text` and `message` mean the same."""
 
     message: str = ""
@@ -157,25 +176,26 @@ class _Said(msgspec.Struct, frozen=True, rename="camel"):
     idempotency_key: str | None = None
 
 
-def _decode_said(body: bytes) -> _Said:
-    try:
-        return msgspec.json.decode(body or b"{}", type=_Said)
-    except (ValueError, RecursionError) as error:
-        raise WireError("INVALID_REQUEST", f"invalid body: {error}") from None
+_decode_said = msgspec.json.Decoder(_Said)
+_decode_nothing = msgspec.json.Decoder(NoParams)
 
 
-def _numbers(query: dict[str, str], *names: str) -> dict[str, int | str]:
-    """Those of `names` that the query has; what is no number is left for the method to refuse by its name."""
-    given = {name: query[name] for name in names if name in query}
-    return {name: int(text) if text.isascii() and text.isdigit() else text for name, text in given.items()}
+def _said(body: bytes) -> dict[str, str]:
+    """The params of `chat.send` for a message."""
+    said = decode_params("body", _decode_said, msgspec.Raw(body))
+    return {
+        "sessionKey": said.session_key,
+        "message": said.message or said.text,
+        "idempotencyKey": said.idempotency_key or str(uuid4()),
+    }
 
 
 def _refusal(shape: ErrorShape) -> HttpResponse:
     status = http_status(shape)
-    headers: tuple[tuple[bytes, bytes], ...] = ()
+    headers = [(b"WWW-Authenticate", b"Bearer")] if status == 401 else []
     if shape.retry_after_ms is not None:
-        headers = ((b"Retry-After", str(-(-shape.retry_after_ms // 1000)).encode()),)
-    return HttpResponse(status, {"error": shape}, headers)
+        headers.append((b"Retry-After", str(-(-shape.retry_after_ms // 1000)).encode()))
+    return HttpResponse(status, {"error": shape}, tuple(headers))
 
 
 def _not_allowed(allow: str) -> HttpResponse:

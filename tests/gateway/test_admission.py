@@ -1,8 +1,10 @@
-"""How many writes one actor may make."""
+"""How many writes one actor may make, and how many requests may wait."""
+
+from contextlib import ExitStack
 
 import pytest
 
-from triops.gateway.admission import LIMIT, MAX_ACTORS, WINDOW, WriteLimiter
+from triops.gateway.admission import LIMIT, MAX_ACTORS, MAX_PARKED, WINDOW, Parking, WriteLimiter
 from triops.gateway.errors import WireError
 
 
@@ -51,3 +53,20 @@ def test_actors_that_were_long_silent_are_forgotten() -> None:
     now.seconds += WINDOW + 1
     limiter.count("cron.add", "new")
     assert len(limiter._writes) == 1  # pyright: ignore[reportPrivateUsage] - memory is what is promised
+
+
+def test_places_to_wait_are_limited_in_all_and_given_back() -> None:
+    parking = Parking()
+    with parking.place():
+        assert parking.taken == 0  # it has not said that it waits
+    with ExitStack() as waiting:
+        for _ in range(MAX_PARKED):
+            park = waiting.enter_context(parking.place())
+            park()
+            park()
+        with parking.place() as park, pytest.raises(WireError, match="wait already") as error:
+            park()
+        assert error.value.shape.retryable
+        assert error.value.shape.retry_after_ms == 1000
+        assert parking.taken == MAX_PARKED
+    assert parking.taken == 0

@@ -15,19 +15,38 @@ from triops.gateway.http.exchange import (
     IDLE,
     MAX_BODY,
     MAX_EARLY,
-    HttpRequest,
     HttpResponse,
     refuse,
     serve_http,
 )
+from triops.gateway.http.head import HEAD_DEADLINE, Head
 from triops.gateway.transport import Transport
 
 Clock = trio.testing.MockClock
 
 
-async def echo(request: HttpRequest) -> HttpResponse:
-    body = {"method": request.method, "path": request.path, "query": request.query, "body": request.body.decode()}
-    return HttpResponse(200, body)
+async def echo(head: Head, body: bytes) -> HttpResponse:
+    return HttpResponse(200, {"method": head.method, "path": head.path, "query": head.query, "body": body.decode()})
+
+
+def let_in(answer: Callable[[Head, bytes], Awaitable[HttpResponse]]) -> Any:
+    """Admit everybody."""
+
+    async def admit(head: Head) -> Any:
+        return partial(answer, head)
+
+    return admit
+
+
+async def keep_out(head: Head) -> HttpResponse:
+    return HttpResponse(401, {"path": head.path})
+
+
+def h11_client(method: str = "GET") -> h11.Connection:
+    connection = h11.Connection(h11.CLIENT)
+    connection.send(h11.Request(method=method, target="/", headers=[("Host", "x")]))
+    connection.send(h11.EndOfMessage())
+    return connection
 
 
 class Peer:
@@ -41,9 +60,7 @@ class Peer:
         await self.stream.send_all(text.replace("\n", "\r\n").encode())
 
     async def answer(self, *, head_only: bool = False) -> HttpAnswer:
-        connection = h11.Connection(h11.CLIENT)
-        connection.send(h11.Request(method="HEAD" if head_only else "GET", target="/", headers=[("Host", "x")]))
-        connection.send(h11.EndOfMessage())
+        connection = h11_client("HEAD" if head_only else "GET")
         if self._rest:
             connection.receive_data(self._rest)
         answer = await next_answer(self.stream, connection)
@@ -56,12 +73,12 @@ class Peer:
 
 @asynccontextmanager
 async def served(
-    answer: Callable[[HttpRequest], Awaitable[HttpResponse]] = echo, busy: Any = nullcontext
+    answer: Callable[[Head, bytes], Awaitable[HttpResponse]] = echo, busy: Any = nullcontext, *, admit: Any = None
 ) -> AsyncGenerator[Peer]:
     ours, theirs = trio.testing.memory_stream_pair()
 
     async def serve() -> None:
-        await serve_http(Transport(theirs), answer, busy)
+        await serve_http(Transport(theirs), admit or let_in(answer), busy)
         await trio.aclose_forcefully(theirs)
 
     async with trio.open_nursery() as nursery:
@@ -89,9 +106,9 @@ async def test_pipelined_requests_wait_their_turn() -> None:
 
 
 async def test_requests_that_come_while_one_is_answered_are_answered_too(autojump_clock: Clock) -> None:
-    async def slow(request: HttpRequest) -> HttpResponse:
+    async def slow(head: Head, body: bytes) -> HttpResponse:
         await trio.sleep(1)
-        return await echo(request)
+        return await echo(head, body)
 
     async with served(slow) as peer:
         await peer.send("GET /0 HTTP/1.1\nHost: x\n\n")
@@ -144,23 +161,67 @@ async def test_a_client_that_expects_to_be_told_may_go_on() -> None:
         assert (await peer.answer()).body["body"] == "hi"
 
 
-async def test_a_malformed_request_gets_400_and_the_end() -> None:
-    for request in ("GET / HTTP/1.1\n\n", "GET / HTTP/1.1\nHost: x\nContent-Length: x\n\n"):
+async def test_who_is_not_let_in_is_told_before_its_body_is_read() -> None:
+    async with served(admit=keep_out) as peer:
+        for path in ("/a", "/b"):
+            await peer.send(f"GET {path} HTTP/1.1\nHost: x\n\n")
+            answer = await peer.answer()
+            assert (answer.status, answer.body) == (401, {"path": path})
+    for framing in ("Content-Length: 5", "Content-Length: 5\nExpect: 100-continue", "Transfer-Encoding: chunked"):
+        async with served(admit=keep_out) as peer:
+            await peer.send(f"POST / HTTP/1.1\nHost: x\n{framing}\n\n")
+            answer = await peer.answer()
+            assert (answer.status, answer.headers["connection"]) == (401, "close")
+            assert await peer.ended()
+
+
+async def test_a_target_may_be_absolute_and_its_authority_counts() -> None:
+    hosts: list[str | None] = []
+
+    async def answer(head: Head, body: bytes) -> HttpResponse:
+        hosts.append(head.get(b"host"))
+        return await echo(head, body)
+
+    async with served(answer) as peer:
+        await peer.send("GET http://a:1/path?q=1 HTTP/1.1\nHost: b\n\n")
+        body = (await peer.answer()).body
+        assert (hosts, body["path"], body["query"]) == (["a:1"], "/path", "q=1")
+
+
+async def test_an_unknown_upgrade_is_no_reason_to_refuse() -> None:
+    async with served() as peer:  # Java's client asks for h2c with each first request
+        for number in range(2):
+            await peer.send(f"GET /{number} HTTP/1.1\nHost: x\nUpgrade: h2c\nConnection: Upgrade\n\n")
+            assert (await peer.answer()).body["path"] == f"/{number}"
+
+
+async def test_a_malformed_request_gets_its_status_and_the_end() -> None:
+    chunked = "POST / HTTP/1.1\nHost: x\nTransfer-Encoding: chunked\n"
+    for request, status, words in (
+        ("GET / HTTP/1.1\n\n", 400, "Host"),
+        ("GET / HTTP/1.1\nHost: x\nContent-Length: x\n\n", 400, "bad Content-Length"),
+        ("GET / HTTP/1.1\nHost: x\nContent-Length: 1\nContent-Length: 2\n\n", 400, "conflicting"),
+        (f"{chunked}Content-Length: 4\n\n0\n\nGET / HTTP/1.1\nHost: x\n\n", 400, "contradict"),
+        (f"{chunked}\nzz\n", 400, "illegal chunk header"),
+        ("GET / HTTP/1.1\nHost: x\nExpect: fish\n\n", 417, "100-continue"),
+    ):
         async with served() as peer:
             await peer.send(request)
             answer = await peer.answer()
-            assert answer.status == 400
+            assert answer.status == status, request
+            assert words in answer.body["error"]["message"]
+            assert "bytearray" not in answer.body["error"]["message"]
             assert answer.headers["connection"] == "close"
             assert answer.body["error"]["type"] == "invalid_request_error"
             assert await peer.ended()
 
 
 async def test_a_body_past_the_limit_is_413_whether_it_says_so_or_not() -> None:
-    asked: list[HttpRequest] = []
+    asked: list[Head] = []
 
-    async def answer(request: HttpRequest) -> HttpResponse:
-        asked.append(request)
-        return await echo(request)
+    async def answer(head: Head, body: bytes) -> HttpResponse:
+        asked.append(head)
+        return await echo(head, body)
 
     async with served(answer) as peer:
         await peer.send(f"POST / HTTP/1.1\nHost: x\nContent-Length: {MAX_BODY + 1}\n\n")
@@ -183,7 +244,7 @@ async def test_a_body_past_the_limit_is_413_whether_it_says_so_or_not() -> None:
 async def test_a_client_that_leaves_cancels_what_it_asked_for() -> None:
     cancelled = trio.Event()
 
-    async def wait(request: HttpRequest) -> HttpResponse:
+    async def wait(head: Head, body: bytes) -> HttpResponse:
         try:
             await trio.sleep_forever()
         finally:
@@ -220,23 +281,23 @@ async def test_a_reset_while_it_waits_is_no_fault_of_ours() -> None:
         async def send_eof(self) -> None: ...
         async def aclose(self) -> None: ...
 
-    async def wait(request: HttpRequest) -> HttpResponse:
+    async def wait(head: Head, body: bytes) -> HttpResponse:
         await trio.sleep_forever()
         raise AssertionError
 
     with trio.fail_after(5):
-        await serve_http(Transport(Reset()), wait, nullcontext)
+        await serve_http(Transport(Reset()), let_in(wait), nullcontext)
         await refuse(Transport(Reset()), 400, "no")
 
 
 async def test_a_client_may_not_pile_up_requests_without_end() -> None:
-    async def wait(request: HttpRequest) -> HttpResponse:
+    async def wait(head: Head, body: bytes) -> HttpResponse:
         await trio.sleep_forever()
         raise AssertionError
 
     ours, theirs = trio.testing.lockstep_stream_pair()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve_http, Transport(theirs), wait, nullcontext)
+        nursery.start_soon(serve_http, Transport(theirs), let_in(wait), nullcontext)
         await ours.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         sent = 0
         with trio.move_on_after(0.2):
@@ -247,14 +308,32 @@ async def test_a_client_may_not_pile_up_requests_without_end() -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_silence_ends_a_connection_and_a_body_has_its_time(autojump_clock: Clock) -> None:
-    for said, seconds in (("", IDLE), ("POST / HTTP/1.1\nHost: x\nContent-Length: 5\n\na", BODY_DEADLINE)):
+async def test_silence_ends_a_connection(autojump_clock: Clock) -> None:
+    async with served() as peer:
+        began = trio.current_time()
+        assert await peer.ended()
+        assert trio.current_time() - began == IDLE
+
+
+async def test_a_head_or_body_that_stalls_is_told_so(autojump_clock: Clock) -> None:
+    body = "POST / HTTP/1.1\nHost: x\nContent-Length: 99\n\na"
+    for said, seconds in (("GET / HT", HEAD_DEADLINE), (body, BODY_DEADLINE)):
         async with served() as peer:
-            if said:
-                await peer.send(said)
+            await peer.send(said)
             began = trio.current_time()
-            assert await peer.ended()
-            assert trio.current_time() - began == seconds
+            async with trio.open_nursery() as nursery:
+
+                async def trickle() -> None:
+                    while True:
+                        await trio.sleep(2)
+                        await peer.send("a")
+
+                nursery.start_soon(trickle)
+                with trio.fail_after(100):
+                    answer = await next_answer(peer.stream, h11_client(), limit=100)
+                nursery.cancel_scope.cancel()
+            assert (answer.status, trio.current_time() - began) == (408, seconds)
+            assert f"within {seconds:.0f} s" in answer.body["error"]["message"]
 
 
 async def test_it_is_busy_from_the_request_to_the_written_answer() -> None:
@@ -266,7 +345,7 @@ async def test_it_is_busy_from_the_request_to_the_written_answer() -> None:
         yield
         log.append("idle")
 
-    async def answer(request: HttpRequest) -> HttpResponse:
+    async def answer(head: Head, body: bytes) -> HttpResponse:
         log.append("answer")
         return HttpResponse(200, {})
 

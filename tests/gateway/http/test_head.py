@@ -6,7 +6,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from triops.gateway.http.head import HEAD_DEADLINE, MAX_HEAD, HeadError, parse_head, read_head
+from triops.gateway.http.head import HEAD_DEADLINE, MAX_HEAD, HeadError, check_upgrade, parse_head, read_head
 from triops.gateway.transport import Transport
 
 GET = b"GET /status?x=1 HTTP/1.1\r\nHost: 127.0.0.1:1\r\nX-Empty:\r\nX-Two:  a b \r\n\r\n"
@@ -15,7 +15,7 @@ GET = b"GET /status?x=1 HTTP/1.1\r\nHost: 127.0.0.1:1\r\nX-Empty:\r\nX-Two:  a b
 def test_a_head_is_read_with_lower_case_names_and_stripped_values() -> None:
     head = parse_head(GET + b"body")
     assert head is not None
-    assert (head.method, head.target, head.path) == ("GET", "/status?x=1", "/status")
+    assert (head.method, head.target, head.path, head.query) == ("GET", "/status?x=1", "/status", "x=1")
     assert head.headers == ((b"host", b"127.0.0.1:1"), (b"x-empty", b""), (b"x-two", b"a b"))
     assert (head.get(b"x-two"), head.get(b"none"), head.is_websocket) == ("a b", None, False)
 
@@ -32,7 +32,7 @@ def test_a_head_that_is_not_all_there_is_none_yet(cut: int) -> None:
         (b"GET / SPDY/3\r\n\r\n", 400),
         (b"GET /\r\n\r\n", 400),
         (b"GET  / HTTP/1.1\r\n\r\n", 400),
-        (b"\x16\x03\x01\r\n\r\n", 400),
+        (b"\x16\x03\x01", 400),
         (b"GET / HTTP/1.1\r\nno colon\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost : x\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nA: b\r\n folded\r\n\r\n", 400),
@@ -61,6 +61,38 @@ def test_no_bytes_make_it_raise_anything_else(data: bytes) -> None:
 def test_only_the_word_websocket_asks_for_one(word: str) -> None:
     head = parse_head(b"GET / HTTP/1.1\r\nUpgrade: " + "".join(word.split()).encode("utf-8", "replace") + b"\r\n\r\n")
     assert head is None or head.is_websocket == (word.strip().lower() == "websocket")
+
+
+UPGRADE = {"Upgrade": "websocket", "Connection": "keep-alive, Upgrade", "Sec-WebSocket-Version": "13"}
+UPGRADE |= {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}
+
+
+@pytest.mark.parametrize(
+    ("method", "header", "value", "status", "words"),
+    [
+        ("GET", "Sec-WebSocket-Version", "8", 426, "version 8"),
+        ("GET", "Sec-WebSocket-Version", None, 400, "Sec-WebSocket-Version"),
+        ("GET", "Sec-WebSocket-Key", None, 400, "Sec-WebSocket-Key"),
+        ("GET", "Connection", "close", 400, "Connection"),
+        ("POST", "Upgrade", "websocket", 400, "GET"),
+    ],
+)
+async def test_an_upgrade_that_is_none_is_refused_with_what_it_lacks(
+    method: str, header: str, value: str | None, status: int, words: str
+) -> None:
+    def text(headers: dict[str, str | None]) -> bytes:
+        lines = [f"{name}: {value}" for name, value in headers.items() if value is not None]
+        return "\r\n".join([f"{method} / HTTP/1.1", *lines, "", ""]).encode()
+
+    ours, theirs = trio.testing.memory_stream_pair()
+    await ours.send_all(text({**UPGRADE, header: value}))
+    with pytest.raises(HeadError, match=words) as error:
+        await read_head(Transport(theirs))
+    assert error.value.status == status
+    if method == "GET":
+        head = parse_head(text({**UPGRADE}))
+        assert head is not None
+        check_upgrade(head)
 
 
 async def test_what_was_read_is_given_back_to_the_real_parser() -> None:

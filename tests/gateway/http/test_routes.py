@@ -8,7 +8,9 @@ import pytest
 import trio
 import trio.testing
 from tests.kit.host import TOKEN, TestHost, open_test_gateway
-from tests.kit.wire import read_answer
+from tests.kit.wire import Refused, read_answer
+
+from triops.gateway.admission import MAX_PARKED
 
 ROUTES = [
     ("GET", "/healthz", None),
@@ -37,6 +39,10 @@ async def test_every_route_answers_with_data(tmp_path: Path) -> None:
             answer = await host.http(method, target, body)
             assert answer.status == 200, (method, target, answer)
             assert answer.headers["content-type"].startswith("application/json")
+            if method == "GET":
+                head = await host.http("HEAD", target)
+                assert (head.status, head.body) == (200, None), target
+                assert head.headers.keys() == answer.headers.keys()
         status = (await host.http("GET", "/status")).body
         assert status["runtimeVersion"] == "0.0.0-test"
         assert status["models"]["default"] == "scripted/echo"
@@ -57,7 +63,8 @@ async def test_probes_need_no_token_and_take_get_and_head_only(tmp_path: Path) -
             refused = await host.http("POST", path, token=None)
             assert (refused.status, refused.headers["allow"]) == (405, "GET, HEAD")
         assert (await host.http("GET", "/healthz")).body == {"ok": True, "status": "live"}
-        assert (await host.http("GET", "/readyz")).body["ready"] is True
+        ready = (await host.http("GET", "/readyz")).body
+        assert (ready["ready"], ready["failing"]) == (True, [])
         assert (await host.http("GET", "/health/x")).status == 404
 
 
@@ -65,11 +72,12 @@ async def test_probes_need_no_token_and_take_get_and_head_only(tmp_path: Path) -
     ("method", "path", "allow"),
     [
         ("GET", "/rpc/health", "POST"),
-        ("DELETE", "/status", "GET"),
-        ("HEAD", "/sessions", "GET"),
-        ("PUT", "/sessions/main", "GET"),
-        ("PATCH", "/webchat/messages", "GET, POST"),
-        ("OPTIONS", "/heartbeat", "GET, POST"),
+        ("HEAD", "/rpc/health", "POST"),
+        ("DELETE", "/status", "GET, HEAD"),
+        ("POST", "/sessions", "GET, HEAD"),
+        ("PUT", "/sessions/main", "GET, HEAD"),
+        ("PATCH", "/webchat/messages", "GET, HEAD, POST"),
+        ("OPTIONS", "/heartbeat", "GET, HEAD, POST"),
         ("GET", "/sessions/main/ping", "POST"),
     ],
 )
@@ -96,6 +104,7 @@ async def test_every_route_but_the_probes_needs_the_token(tmp_path: Path) -> Non
         for method, target, body in ROUTES[2:]:
             missing = await host.http(method, target, body, token=None)
             assert (missing.status, missing.body["error"]["details"]["code"]) == (401, "AUTH_TOKEN_MISSING"), target
+            assert missing.headers["www-authenticate"] == "Bearer"
         wrong = await host.http("GET", "/status", token="wrong-token-of-somebody")
         assert (wrong.status, wrong.body["error"]["details"]["code"]) == (401, "AUTH_TOKEN_MISMATCH")
         basic = await host.http("GET", "/status", headers={"Authorization": f"Basic {TOKEN}"}, token=None)
@@ -153,6 +162,21 @@ async def test_a_foreign_page_is_refused_even_with_the_token(tmp_path: Path) -> 
         assert own.status == 200
 
 
+async def test_a_page_of_this_machine_is_heard_where_a_token_is_asked_for(tmp_path: Path) -> None:
+    origin = {"Origin": "http://localhost:5173"}  # the Control UI's development server
+    async with open_test_gateway(tmp_path / "token") as host:
+        assert (await host.http("GET", "/status", headers=origin)).status == 200
+        assert (await host.http("GET", "/status", headers=origin, token=None)).status == 401
+        async with host.socket(headers=origin) as socket:
+            await socket.event("connect.challenge")
+    open_to_all = {"gateway": {"auth": {"mode": "none"}}}
+    async with open_test_gateway(tmp_path / "none", config=open_to_all, providers=()) as host:
+        assert (await host.http("GET", "/status", headers=origin)).status == 403
+        with pytest.raises(Refused, match="403"):
+            async with host.socket(headers=origin):
+                pass
+
+
 async def test_forwarded_requests_are_refused(tmp_path: Path) -> None:
     async with open_test_gateway(tmp_path) as host:
         for header in ("X-Forwarded-For", "Forwarded", "Via", "X-Real-IP", "CF-Connecting-IP"):
@@ -174,6 +198,18 @@ async def test_faults_of_the_caller_have_their_status_and_path(tmp_path: Path) -
             ("GET", "/webchat/messages?limit=0", None, 400, "/limit"),
             ("GET", "/webchat/messages?limit=%C2%B2", None, 400, "/limit"),
             ("GET", "/sessions?limit=x", None, 400, "/limit"),
+            ("GET", "/sessions?limit=" + "9" * 5000, None, 400, "/limit"),
+            ("GET", "/sessions?nonsense=1", None, 400, "'nonsense'"),
+            ("GET", "/sessions/main?nonsense=1", None, 400, "'nonsense'"),
+            ("GET", "/status?wait=final", None, 400, "/wait"),
+            ("POST", "/rpc/health?wait=bogus", {}, 400, "/wait"),
+            ("POST", "/webchat/messages?wait=", {"message": "x"}, 400, "/wait"),
+            ("POST", "/webchat/messages?nonsense=1", {"message": "x"}, 400, "'nonsense'"),
+            ("POST", "/webchat/messages", {"message": "x", "session": "other"}, 400, "'session'"),
+            ("POST", "/heartbeat", {"text": "x"}, 400, "'text'"),
+            ("POST", "/heartbeat", b"{nonsense", 400, "malformed JSON"),
+            ("POST", "/sessions/main/ping", {"x": 1}, 400, "'x'"),
+            ("GET", "/sessions/" + "k" * 10_000, None, 400, "at most 512"),
             ("GET", "/sessions?offset=" + "9" * 30, None, 400, "/offset"),
             ("POST", "/webchat/messages", b"[]", 400, "body"),
             ("POST", "/webchat/messages", {"message": "  "}, 400, "message"),
@@ -246,6 +282,33 @@ async def test_a_busy_session_is_503_with_a_time_to_try_again(tmp_path: Path) ->
         assert answers[-1].body["error"]["retryable"] is True
 
 
+async def test_so_many_may_wait_and_no_more(tmp_path: Path) -> None:
+    async with open_test_gateway(tmp_path) as host, trio.open_nursery() as nursery:
+        waits = {"runId": "to-come", "timeoutMs": 600_000}
+        for _ in range(MAX_PARKED):
+            nursery.start_soon(host.http, "POST", "/rpc/agent.wait", waits)
+        with trio.fail_after(10):
+            while host.gateway.services.parking.taken < MAX_PARKED:
+                await trio.testing.wait_all_tasks_blocked()
+        send = {"sessionKey": "main", "message": "SAY:x", "idempotencyKey": "k"}
+        for target, body in (
+            ("/rpc/agent.wait", waits),
+            ("/rpc/chat.send?wait=final", send),
+            ("/webchat/messages?wait=final", {"message": "x"}),
+            ("/heartbeat", None),
+        ):
+            refused = await host.http("POST", target, body)
+            error = refused.body["error"]
+            assert (refused.status, error["code"], error["retryable"]) == (503, "UNAVAILABLE", True), target
+            assert refused.headers["retry-after"] == "1"
+        assert (await host.rpc("chat.send", send))["status"] == "started"
+        nursery.cancel_scope.cancel()
+        with trio.fail_after(10):
+            while host.gateway.services.parking.taken:
+                await trio.testing.wait_all_tasks_blocked()
+    assert host.model.requests
+
+
 async def test_control_plane_writes_are_limited(tmp_path: Path) -> None:
     async with open_test_gateway(tmp_path) as host:
         statuses = [(await host.http("POST", "/rpc/cron.remove", {"id": "x"})).status for _ in range(31)]
@@ -260,6 +323,27 @@ async def test_two_requests_on_one_connection_over_the_real_port(tmp_path: Path)
                 assert (await read_answer(stream)).status == 200
 
 
+async def test_readyz_says_no_while_the_gateway_stops(tmp_path: Path) -> None:
+    probe = b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    async with open_test_gateway(tmp_path, grace=30) as host:
+        await host.rpc("chat.send", {"sessionKey": "main", "message": "HANG", "idempotencyKey": "k"})
+        stream = host.dial()
+        await stream.send_all(probe)
+        assert (await read_answer(stream)).status == 200
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(host.gateway.stop)
+            await trio.testing.wait_all_tasks_blocked()
+            await stream.send_all(probe)
+            answer = await read_answer(stream)
+            assert (answer.status, answer.body["ready"]) == (503, False)
+            assert answer.body["failing"] == ["the gateway is stopping"]
+            await stream.send_all(probe.replace(b"readyz", b"healthz"))
+            assert (await read_answer(stream)).status == 200
+            run = host.runtime.runs.open_run("k")
+            assert run is not None
+            host.runtime.runs.abort(run, "rpc")
+
+
 async def raw(host: TestHost, data: bytes) -> tuple[int, str]:
     """What bytes on the real port are answered with."""
     async with await trio.open_tcp_stream("127.0.0.1", host.port) as stream:
@@ -272,5 +356,6 @@ async def test_heads_that_cannot_be_served_are_refused_on_the_real_port(tmp_path
     async with open_test_gateway(tmp_path) as host:
         assert (await raw(host, b"nonsense\r\n\r\n"))[0] == 400
         assert (await raw(host, b"GET / HTTP/1.1\r\nX: " + b"x" * 200_000 + b"\r\n\r\n"))[0] == 431
-        large = b"POST /rpc/health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n\r\n" + b"x" * 3_000_000
-        assert (await raw(host, large))[0] == 413
+        post = f"POST /rpc/health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n{{}}\r\n{'x' * 3_000_000}"
+        assert (await raw(host, post.format("").encode()))[0] == 401
+        assert (await raw(host, post.format(f"Authorization: Bearer {TOKEN}\r\n").encode()))[0] == 413
