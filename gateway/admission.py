@@ -51,18 +51,18 @@ class Parking:
 
     @contextmanager
     def place(self) -> Generator[Callable[[], None]]:
-        """One request's `park`: it takes a place, or raises `WireError`. The end of the block gives the place back."""
-        parked = False
+        """One request's `park`, which takes a place or raises `WireError`; the end of the block gives it back."""
+        mine = 0
 
         def park() -> None:
-            nonlocal parked
-            if not parked and self.taken >= MAX_PARKED:
+            nonlocal mine
+            if mine == 0 and self.taken == MAX_PARKED:
                 words = f"{MAX_PARKED} requests wait already; try again when some are over"
                 raise WireError("UNAVAILABLE", words, retryable=True, retry_after_ms=1000)
-            self.taken += not parked
-            parked = True
+            self.taken += 1 - mine
+            mine = 1
 
         try:
             yield park
         finally:
-            self.taken -= parked
+            self.taken -= mine

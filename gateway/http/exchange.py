@@ -51,14 +51,10 @@ def error_body(message: str, kind: str) -> dict[str, Any]:
 
 async def refuse(transport: Transport, status: int, message: str) -> None:
     """Answer before or instead of parsing, and be done with the connection."""
-    body = _encode(error_body(message, "invalid_request_error"))
-    head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json; charset=utf-8\r\n"
-    head += f"Content-Length: {len(body)}\r\nConnection: close\r\n"
-    if status == 426:
-        head += "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
-    head += "".join(f"{name.decode()}: {value.decode()}\r\n" for name, value in SECURITY_HEADERS)
+    headers = ((b"Upgrade", b"websocket"), (b"Sec-WebSocket-Version", b"13")) if status == 426 else ()
+    response = HttpResponse(status, error_body(message, "invalid_request_error"), headers)
     try:
-        await transport.send_all(head.encode() + b"\r\n" + body)
+        await transport.send_all(_encoded(h11.Connection(h11.SERVER), response, close=True))
     except Broken:
         return  # it left
     await transport.linger()
@@ -95,7 +91,7 @@ async def _serve_one(
     if isinstance(answer, HttpResponse):
         unread = not isinstance(connection.next_event(), h11.EndOfMessage)
         with busy():
-            await transport.send_all(_encoded(connection, head, answer, close=unread))
+            await transport.send_all(_encoded(connection, answer, head, close=unread))
         if unread:
             await transport.linger()
     else:
@@ -104,7 +100,7 @@ async def _serve_one(
             response = await _watched(transport, connection, answer(body))
             if response is None:
                 return False
-            await transport.send_all(_encoded(connection, head, response))
+            await transport.send_all(_encoded(connection, response, head))
     return connection.our_state is h11.DONE and connection.their_state is h11.DONE
 
 
@@ -184,7 +180,9 @@ async def _watched(
     return response
 
 
-def _encoded(connection: h11.Connection, head: Head, response: HttpResponse, *, close: bool = False) -> bytes:
+def _encoded(
+    connection: h11.Connection, response: HttpResponse, head: Head | None = None, *, close: bool = False
+) -> bytes:
     body = _encode(response.payload)
     headers = [
         *SECURITY_HEADERS,
@@ -195,6 +193,6 @@ def _encoded(connection: h11.Connection, head: Head, response: HttpResponse, *, 
     ]
     reason = HTTPStatus(response.status).phrase.encode()
     data = connection.send(h11.Response(status_code=response.status, headers=headers, reason=reason)) or b""
-    if head.method != "HEAD":
+    if head is None or head.method != "HEAD":
         data += connection.send(h11.Data(data=body)) or b""
     return data + (connection.send(h11.EndOfMessage()) or b"")

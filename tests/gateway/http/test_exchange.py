@@ -369,3 +369,13 @@ async def test_who_is_refused_may_finish_what_it_was_sending_but_not_for_ever(au
         assert trio.current_time() - began <= 1.25
     data = await ours.receive_some()
     assert data.startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")
+
+
+async def test_who_speaks_another_websocket_is_told_which_is_spoken() -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(refuse, Transport(theirs), 426, "version 8")
+        answer = await next_answer(ours, h11_client())
+        await ours.aclose()
+    assert (answer.status, answer.headers["sec-websocket-version"]) == (426, "13")
+    assert (answer.headers["upgrade"], answer.headers["connection"]) == ("websocket", "close")
