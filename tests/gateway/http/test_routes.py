@@ -228,6 +228,7 @@ async def test_chat_answers_with_the_ack_or_with_the_end(tmp_path: Path) -> None
         send = {"sessionKey": "main", "message": "SAY:hello", "idempotencyKey": "k1"}
         ack = await host.rpc("chat.send", send)
         assert ack == {"runId": "k1", "status": "started", "messageSeq": 1}
+        await host.rpc("agent.wait", {"runId": "k1", "timeoutMs": 10_000})  # else it may take the next message in
         end = await host.rpc("chat.send", send | {"idempotencyKey": "k2"}, final=True)
         assert (end["status"], end["state"], end["text"], end["model"]) == ("ok", "final", "hello", "echo")
         again = await host.rpc("chat.send", send | {"idempotencyKey": "k2"}, final=True)
