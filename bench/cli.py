@@ -1,19 +1,16 @@
 """The command line of `triops bench`. Imports what a subcommand needs when it runs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
 from triops.bench.errors import BenchFailed
+from triops.gateway.cli.failures import Failure
+from triops.gateway.cli.output import as_json, json_option
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run `triops bench …` and end the process: 0, 1 where the measurement failed, 2 for wrong usage."""
-    bench(args=argv, prog_name="triops bench")
-
-
-@click.group()
+@click.group(short_help="Measure chat latency and start-up.")
 def bench() -> None:
     """Measure an assistant's gateway: what a person waits for, and where the time goes."""
 
@@ -29,29 +26,27 @@ def bench() -> None:
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), help="Write runs.jsonl and summary.json there."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@json_option
 @click.option("--no-floor", is_flag=True, help="Leave out the floor.")
-def chat(
-    turns: int, concurrency: str, url: str, token: str, model: str, out: Path | None, as_json: bool, no_floor: bool
-) -> None:
+def chat(turns: int, concurrency: str, url: str, token: str, model: str, out: Path | None, no_floor: bool) -> None:
     """Chat latency: ack, first delta, final, and the overhead over the model's own time."""
     from triops.bench.chat import Options, run
 
     counts = tuple(_count(part) for part in concurrency.split(","))
     options = Options(turns=turns, concurrency=counts, url=url, token=token, model=model, floor=not no_floor)
-    _guard(lambda: run(options, out=out, as_json=as_json))
+    _guard(lambda: run(options, out=out, as_json=as_json()))
 
 
 @bench.command()
 @click.option("--runs", default=10, show_default=True, type=click.IntRange(1), help="Starts of each subject.")
 @click.option("--turns", default=1_000, show_default=True, type=click.IntRange(1), help="Before memory is read again.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@json_option
 @click.option("--no-floor", is_flag=True, help="Leave out the floor.")
-def start(runs: int, turns: int, as_json: bool, no_floor: bool) -> None:
+def start(runs: int, turns: int, no_floor: bool) -> None:
     """Process start to hello-ok by phase, imports, CLI commands, memory."""
     from triops.bench.start import Options, run
 
-    _guard(lambda: run(Options(runs=runs, turns=turns, floor=not no_floor), as_json=as_json))
+    _guard(lambda: run(Options(runs=runs, turns=turns, floor=not no_floor), as_json=as_json()))
 
 
 def _count(text: str) -> int:
@@ -67,11 +62,11 @@ def _guard(measure: Callable[[], None]) -> None:
     try:
         measure()
     except BenchFailed as error:
-        raise click.ClickException(str(error)) from error
+        raise Failure(str(error)) from error
     except BaseExceptionGroup as group:
         failed, other = group.split(BenchFailed)
         if failed is None or other is not None:
             raise
         while isinstance(failed, BaseExceptionGroup):
             failed = failed.exceptions[0]
-        raise click.ClickException(str(failed)) from group
+        raise Failure(str(failed)) from group

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import click
+from click.exceptions import NoArgsIsHelpError
 
 from triops import __version__
 from triops.gateway.cli.failures import Exit, Failure, failure_of
@@ -56,6 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     mode = Mode()
     try:
         code = root.main(arguments, prog_name="triops", obj=mode, standalone_mode=False)
+    except NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        code = Exit.USAGE
     except click.UsageError as error:
         mode.as_json |= "--json" in (arguments or sys.argv)  # it may have failed before that option was read
         hint = f"{error.ctx.command_path} --help shows how." if error.ctx else ""

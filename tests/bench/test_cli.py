@@ -3,12 +3,12 @@ from pathlib import Path
 
 import pytest
 
-from triops.bench.cli import main
+from triops.gateway.cli.main import main
 
 
 def bench(*argv: str) -> int:
     with pytest.raises(SystemExit) as ended:
-        main(argv)
+        main(["bench", *argv])
     return int(ended.value.code or 0)
 
 

@@ -1,13 +1,17 @@
-from types import ModuleType
+import json
 from typing import Any
 
 import pytest
 
 
-def test_arguments_and_exit_code_pass_through(run: Any, monkeypatch: pytest.MonkeyPatch):
-    given: list[list[str]] = []
-    stand_in = ModuleType("triops.bench.cli")
-    stand_in.main = lambda argv: given.append(argv) or 3  # type: ignore[attr-defined]  # a stand-in for the real one
-    monkeypatch.setitem(__import__("sys").modules, "triops.bench.cli", stand_in)
-    assert run("bench", "chat", "--sessions", "4", "--help").code == 3
-    assert given == [["chat", "--sessions", "4", "--help"]]
+@pytest.mark.parametrize("arguments", [["-h"], ["--help"], ["chat", "-h"]])
+def test_the_measuring_floor_takes_part_in_the_command_line(run: Any, arguments: list[str]):
+    code, out, _ = run("bench", *arguments)
+    assert (code, "Usage: triops bench" in out) == (0, True)
+
+
+def test_its_errors_look_like_all_others(run: Any):
+    ran = run("bench", "chat", "--concurrency", "x")
+    assert (ran.code, ran.err.splitlines()[-1]) == (2, "triops bench chat --help shows how.")
+    failed = run("bench", "chat", "--url", "ws://127.0.0.1:1", "--no-floor", "--turns", "1", "--json")
+    assert (failed.code, "127.0.0.1:1" in json.loads(failed.err)["error"]["message"]) == (1, True)

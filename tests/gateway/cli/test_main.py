@@ -37,8 +37,14 @@ def test_help_names_every_command_without_loading_it(run: Any):
 def test_every_command_is_there_and_has_help(name: str, run: Any):
     command = root.commands.get(name) or root.get_command(None, name)  # type: ignore[arg-type]  # it needs no context
     assert command is not None
-    if name != "bench":  # its arguments belong to the measuring floor
-        assert run(name, "--help").code == 0
+    assert run(name, "--help").code == 0
+    assert run(name, "-h").code == 0
+
+
+@pytest.mark.parametrize("arguments", [[], ["cron"]])
+def test_a_group_alone_shows_its_help(run: Any, arguments: list[str]):
+    code, _, err = run(*arguments)
+    assert (code, err.startswith("Usage: triops"), "Commands:" in err) == (2, True, True)
 
 
 def test_usage_errors_exit_2_and_name_the_help(run: Any):
