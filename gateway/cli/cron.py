@@ -49,7 +49,8 @@ def add(gateway: Gateway, job: str | None, **options: str | None) -> None:
     params = parse_json(job, "--job") if job is not None else {}
     added = gateway.call("cron.add", params | _from_options(options))
     row = added.get("job", added)
-    show(added, f"Added {row['name']} ({row['id']}), next at {_next(row) or 'no time'}.")
+    due = _next(row) or "no time"
+    show(added, f"Added {row['name']} ({row['id']}), {due if due == 'disabled' else f'next at {due}'}.")
 
 
 @command.command("list")
@@ -84,6 +85,8 @@ def run(gateway: Gateway, job_id: str) -> None:
 def runs(gateway: Gateway, job_id: str | None, limit: int) -> None:
     """Show past runs of a job, or of all, the newest first."""
     payload = gateway.call("cron.runs", {"limit": limit} | ({"id": job_id} if job_id else {}))
+    if job_id and not payload["entries"]:
+        gateway.call("cron.get", {"id": job_id})  # a job that is not there is an error, no empty list
     rows = [
         (
             time_text(entry.get("runAtMs") or entry["ts"]),
@@ -94,7 +97,7 @@ def runs(gateway: Gateway, job_id: str | None, limit: int) -> None:
         )
         for entry in payload["entries"]
     ]
-    show(payload, table(rows, "AT", "JOB", "STATUS", "MS", "SAID") if rows else "No runs.")
+    show(payload, table(rows, "AT", "JOB", "STATUS", "MS", "TEXT") if rows else "No runs.")
 
 
 @command.command()

@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from triops.gateway.cli.failures import Failure
-from triops.gateway.cli.output import show, table
+from triops.gateway.cli.output import as_json, json_option, show, table
 from triops.gateway.cli.rpc import Gateway, gateway_options
 
 
@@ -35,15 +35,16 @@ def list_(gateway: Gateway) -> None:
 
 @command.command()
 @click.argument("what", type=click.Choice(["demo"]))
+@json_option
 def add(what: str) -> None:
     """Install a model: `demo` is a small one that runs in this process's care (130 MB to download)."""
     from triops.agents.providers.demo import InstallError, install_demo
 
     try:
-        install_demo(click.echo)
+        install_demo(lambda line: None if as_json() else click.echo(line))
     except InstallError as error:
         raise Failure(str(error)) from None
-    click.echo(f"The model {what} is installed. Try it: triops chat")
+    show({"installed": what}, f"The model {what} is installed. Try it: triops chat")
 
 
 def model_ref(model: dict[str, Any]) -> str:

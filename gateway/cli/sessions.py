@@ -1,6 +1,7 @@
 """`triops sessions`: what the assistant is talking about, and sending to one of its sessions."""
 
 from typing import Any
+from uuid import uuid4
 
 import click
 
@@ -39,8 +40,10 @@ def list_(gateway: Gateway, limit: int) -> None:
 @click.option("--no-wait", is_flag=True, help="Return when it is accepted; the reply is left to the session.")
 @gateway_options
 def send(gateway: Gateway, key: str, message: tuple[str, ...], no_wait: bool) -> None:
-    """Send MESSAGE to the session KEY and print the reply. Ctrl-C aborts it."""
-    payload = gateway.call("sessions.send", {"key": key, "message": " ".join(message)}, wait=not no_wait)
+    """Send MESSAGE to the session KEY, a new one if there is none, and print the reply. Ctrl-C aborts it."""
+    # `sessions.send` refuses a session that is not there yet, and takes every message as it is.
+    params = {"sessionKey": key, "message": " ".join(message), "suppressCommandInterpretation": True}
+    payload = gateway.call("chat.send", params | {"idempotencyKey": str(uuid4())}, wait=not no_wait)
     if no_wait:
         show(payload, f"Accepted as run {payload['runId']}.")
         return

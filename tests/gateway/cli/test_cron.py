@@ -20,6 +20,8 @@ def test_add_sends_the_job_as_it_is_given(run: Any, gateway: Any):
     assert (ran.code, ran.err) == (0, "")
     assert ran.out.startswith("Added tea (j1), next at 20")
     assert gateway.calls[0].params == job
+    gateway.answers["cron.add"] = {**JOB, "enabled": False}
+    assert run("cron", "add", "--job", json.dumps(job)).out == "Added tea (j1), disabled.\n"
 
 
 @pytest.mark.parametrize(
@@ -81,5 +83,9 @@ def test_runs_and_rm(run: Any, gateway: Any):
     out = run("cron", "runs", "j1", "--limit", "3").out
     assert out.splitlines()[1].endswith("tea  error   7   no model")
     assert gateway.calls[0].params == {"limit": 3, "id": "j1"}
+    gateway.answers |= {"cron.runs": {"entries": []}, "cron.get": JOB}
+    assert run("cron", "runs", "j1").out == "No runs.\n"
+    gateway.answers["cron.get"] = (404, {"error": {"message": "there is no job nosuch"}})
+    assert run("cron", "runs", "nosuch") == (1, "", "triops: there is no job nosuch\n")
     gateway.answers["cron.remove"] = {"ok": True, "removed": True}
     assert run("cron", "rm", "j1").out == "Removed j1.\n"

@@ -30,6 +30,7 @@ def test_no_models_names_the_next_step(run: Any, gateway: Any):
 def test_add_demo_installs_it(run: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(demo, "install_demo", lambda progress: progress("Installing"))
     assert run("models", "add", "demo") == (0, "Installing\nThe model demo is installed. Try it: triops chat\n", "")
+    assert run("models", "add", "demo", "--json") == (0, '{"installed": "demo"}\n', "")
 
 
 def test_a_failed_installation_fails_the_command(run: Any, monkeypatch: pytest.MonkeyPatch):

@@ -11,31 +11,30 @@ def test_list(run: Any, gateway: Any):
 
 
 def test_send_waits_for_the_reply_and_prints_it(run: Any, gateway: Any):
-    gateway.answers["sessions.send"] = {"runId": "r", "state": "final", "text": "Yes."}
+    gateway.answers["chat.send"] = {"runId": "r", "state": "final", "text": "Yes."}
     assert run("sessions", "send", "main", "are", "you", "there?") == (0, "Yes.\n", "")
-    assert gateway.calls[0][:3] == ("sessions.send", {"key": "main", "message": "are you there?"}, "wait=final")
+    method, params, query, _ = gateway.calls[0]
+    assert (method, params["sessionKey"], params["message"], query) == (
+        "chat.send",
+        "main",
+        "are you there?",
+        "wait=final",
+    )
 
 
 def test_a_failed_run_fails_the_command(run: Any, gateway: Any):
-    gateway.answers["sessions.send"] = {"runId": "r", "state": "error", "text": "", "error": "no credit"}
+    gateway.answers["chat.send"] = {"runId": "r", "state": "error", "text": "", "error": "no credit"}
     ran = run("sessions", "send", "main", "hi", "--json")
     assert (ran.code, ran.out) == (1, "")
     assert json.loads(ran.err)["error"] == {
         "code": "RUN_FAILED",
         "message": "no credit",
-        **gateway.answers["sessions.send"],
+        **gateway.answers["chat.send"],
         "error": "no credit",
     }
 
 
-def test_an_unknown_session_names_the_next_step(run: Any, gateway: Any):
-    gateway.answers["sessions.send"] = (404, {"error": {"code": "INVALID_REQUEST", "message": "session not found: x"}})
-    assert run("sessions", "send", "x", "hi").err.endswith(
-        "not found: x\nThe sessions there are: triops sessions list\n"
-    )
-
-
 def test_send_without_waiting(run: Any, gateway: Any):
-    gateway.answers["sessions.send"] = {"runId": "r", "status": "started"}
+    gateway.answers["chat.send"] = {"runId": "r", "status": "started"}
     assert run("sessions", "send", "main", "hi", "--no-wait").out == "Accepted as run r.\n"
     assert gateway.calls[0].query == ""
