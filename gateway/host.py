@@ -1,30 +1,28 @@
 """Hosting: a runtime and its gateway in one process, as `triops gateway run` and `triops chat` have them.
 
-The process that owns itself (`run_gateway`) also has signals, a log on the terminal and an exit code; a program that
-hosts (`open_host`) keeps its own.
+The process that owns itself (`run_gateway`) also has signals and a log on the terminal; a program that hosts
+(`open_host`) keeps its own.
 """
 
 import os
 import signal
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Generator
-from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from typing import cast
 
 import msgspec
 import trio
 
 from triops import __version__
-from triops.gateway.server import PortTaken, open_gateway, open_listeners
+from triops.gateway.cli.process import stop_signals
+from triops.gateway.server import Gateway, open_gateway, open_listeners
 from triops.runtime.compose import open_runtime
 from triops.runtime.config_file import LoadedConfig
-from triops.runtime.errors import Unavailable
-from triops.runtime.instance import InstanceRunning, hold_instance
+from triops.runtime.instance import hold_instance
 from triops.runtime.logs import Console, Log, LogFile
 from triops.runtime.paths import Paths, StateError, locate, prepare_state
 from triops.runtime.secrets import Secret, load_or_create_token
-
-EXIT_STOPPED, EXIT_CRASH, EXIT_RUNNING, EXIT_PORT, EXIT_CONFIG = 0, 1, 75, 76, 78
 
 
 class Host(msgspec.Struct, frozen=True):
@@ -32,6 +30,7 @@ class Host(msgspec.Struct, frozen=True):
 
     url: str
     token: Secret | None
+    gateway: Gateway
     log: Log
 
 
@@ -83,9 +82,10 @@ async def open_host(
             gateway = await parts.enter_async_context(
                 open_gateway(runtime, listeners, host=config.host, version=__version__)
             )
-            stack.enter_context(instance.published(gateway.url, __version__))
-            log.info("listening", url=gateway.url, pid=os.getpid())
-            yield Host(gateway.url, secret, log)
+            in_file = loaded.config.gateway.auth.mode == "token" and loaded.config.gateway.auth.token is None
+            stack.enter_context(instance.published(gateway.url, __version__, token_file=in_file))
+            log.info("listening", url=gateway.url, at=", ".join(gateway.services.listening), pid=os.getpid())
+            yield Host(gateway.url, secret, gateway, log)
         log.info("stopped")
 
 
@@ -101,38 +101,25 @@ def gateway_secret(loaded: LoadedConfig, paths: Paths) -> Secret | None:
             return auth.token or load_or_create_token(paths)
 
 
-def run_gateway(loaded: LoadedConfig, *, port: int | None = None) -> int:
-    """Run a gateway until Ctrl-C, SIGTERM or (Windows) Ctrl-Break; returns the process's exit code."""
-    return trio.run(_run, loaded, port)
+def run_gateway(loaded: LoadedConfig, *, port: int | None = None) -> None:
+    """Run a gateway until this process is asked to stop; raises what `open_host` does, in a group."""
+    trio.run(_run, loaded, port)
 
 
-async def _run(loaded: LoadedConfig, port: int | None) -> int:
-    code = EXIT_STOPPED
-
-    def failed(group: BaseExceptionGroup[BaseException], exit_code: int) -> None:
-        nonlocal code
-        code = exit_code
-        print(*leaves(group), sep="\n", file=sys.stderr)  # noqa: T201 - this process owns its terminal
-
-    try:
-        with open_stop_signals() as received:
+async def _run(loaded: LoadedConfig, port: int | None) -> None:
+    with trio.open_signal_receiver(*stop_signals()) as received:
+        async with trio.open_nursery() as nursery:
             async with open_host(loaded, port=port, any_port=False, console=True) as host:
-                async for number in received:
-                    host.log.info("asked to stop", signal=signal.Signals(number).name)
-                    break
-    except* InstanceRunning as group:
-        failed(group, EXIT_RUNNING)
-    except* PortTaken as group:
-        failed(group, EXIT_PORT)
-    except* (StateError, Unavailable) as group:
-        failed(group, EXIT_CONFIG)
-    return code
+                name = signal.Signals(await anext(received)).name
+                words = "asked to stop; a second signal does not wait for the runs"
+                host.log.info(words, signal=name, runs=host.gateway.running)
+                nursery.start_soon(_hasten, received, host.gateway, name="second signal")
+            nursery.cancel_scope.cancel(reason="the gateway has stopped")
 
 
-def open_stop_signals() -> AbstractContextManager[AsyncIterator[int]]:
-    """The signals that ask this process to stop, as they come."""
-    known = (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGBREAK"))
-    return trio.open_signal_receiver(*(number for number in known if number is not None))
+async def _hasten(received: AsyncIterator[int], gateway: Gateway) -> None:
+    await anext(received)
+    gateway.patience.cancel(reason="a second signal")
 
 
 def leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:

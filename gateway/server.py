@@ -25,6 +25,7 @@ from triops.gateway.services import Services
 from triops.gateway.transport import Broken, Transport
 from triops.runtime.boundaries import contain
 from triops.runtime.compose import Runtime
+from triops.runtime.runs.state import RunState
 
 HEALTH_EVERY = 60.0  # seconds
 UNAUTHENTICATED_PER_ADDRESS = 32  # sockets that have not said hello; past it 503
@@ -43,6 +44,8 @@ class Gateway:
         self.door = door
         self.url = ""
         self._grace = grace
+        self.patience = trio.CancelScope()
+        """Around the wait for what runs when it stops: cancelled, it waits no longer and ends the runs at once."""
         self._accepting = trio.CancelScope()
         self._over = trio.Event()
         self._connections: set[Connection] = set()
@@ -51,6 +54,11 @@ class Gateway:
         self._answers: set[trio.Event] = set()
         """One for each HTTP request whose answer is not written yet."""
         self._stopping = False
+
+    @property
+    def running(self) -> int:
+        """How many runs are under way."""
+        return sum(run.state is RunState.RUNNING for run in self.services.runtime.runs.open_runs())
 
     async def serve(
         self, listeners: list[trio.SocketListener], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -175,7 +183,9 @@ class Gateway:
 
     async def _say_goodbye(self) -> None:
         self.services.fanout.broadcast("shutdown", {"reason": "gateway stopping"})
-        await self.services.runtime.runs.drain(self._grace)
+        with self.patience:
+            await self.services.runtime.runs.drain(self._grace)
+        await self.services.runtime.runs.drain(0)
         for connection in self._connections:
             connection.close(1012, "service restart")
         with trio.move_on_after(CLOSE_GRACE):
@@ -183,8 +193,8 @@ class Gateway:
                 await over.wait()
 
 
-class PortTaken(OSError):
-    """Another program listens there; the message says what to do."""
+class PortTaken(Exception):
+    """Another program listens there, or the system does not let us; the message says what to do."""
 
 
 async def open_listeners(host: str, port: int, *, any_port: bool) -> list[trio.SocketListener]:
@@ -199,8 +209,13 @@ async def open_listeners(host: str, port: int, *, any_port: bool) -> list[trio.S
         taken = error
     if any_port and taken.errno == EADDRINUSE:
         return await trio.open_tcp_listeners(0, host=host, backlog=BACKLOG)
-    hint = "use --port 0 for any free one, or set gateway.port"
-    raise PortTaken(taken.errno, f"cannot listen on {host}:{port}: {taken.strerror}; {hint}") from taken
+    why = "another program listens there" if taken.errno == EADDRINUSE else taken.strerror
+    hint = "end that one, use --port 0 for any free port, or set gateway.port"
+    raise PortTaken(f"cannot listen on {host}:{port}: {why}; {hint}") from taken
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 @asynccontextmanager
@@ -220,10 +235,9 @@ async def open_gateway(
         log=services.log,
     )
     gateway = Gateway(services, door, grace=grace)
+    services.listening = [_address(*listener.socket.getsockname()[:2]) for listener in listeners]
     door.port = listeners[0].socket.getsockname()[1]
-    shown = f"[{host}]" if ":" in host else "127.0.0.1" if host == "0.0.0.0" else host
-    gateway.url = f"http://{shown}:{door.port}"
-    services.listening.append(f"{shown}:{door.port}")
+    gateway.url = f"http://{_address({'0.0.0.0': '127.0.0.1', '::': '::1'}.get(host, host), door.port)}"
     async with trio.open_nursery() as nursery:
         await nursery.start(gateway.serve, listeners, name="gateway")
         try:

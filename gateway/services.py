@@ -27,7 +27,7 @@ class Services:
         self.parking = Parking()
         self.started_at = runtime.clock()
         self.listening: list[str] = []
-        """URLs, once the port is open."""
+        """Addresses, once the port is open."""
         self.health_version = 1
 
     @property

@@ -150,6 +150,8 @@ def _gateway(
         else:
             reader.fault(name, f"{text!r} is not a port", "set it to a number from 0 to 65535, or unset it")
     loopback = config.bind == "loopback" or (config.bind == "custom" and _is_loopback(config.custom_bind_host, reader))
+    if not loopback:
+        reader.warn("gateway.bind", "other machines can reach this gateway; they need its token or password")
     auth = _auth(config.auth, "mode" in _at(parsed, "gateway", "auth"), environ, reader)
     if auth.mode == "none" and not loopback:
         reader.fault("gateway.auth.mode", f"without auth, bind {config.bind!r} would let everybody in", "use a token")

@@ -26,15 +26,15 @@ class InstanceRunning(Exception):
         self.pid = pid
 
 
-class Discovery(msgspec.Struct, frozen=True, rename="camel"):
+class Discovery(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """How to reach a running gateway."""
 
     url: str
     """`http://host:port`, the port being the real one."""
     pid: int
     version: str
-    token_file: str
-    """The file that holds the token; only this user may read it."""
+    token_file: str | None = None
+    """The file that holds the token, if one was made; only this user may read it."""
 
 
 class Instance:
@@ -44,13 +44,13 @@ class Instance:
         self._paths = paths
 
     @contextmanager
-    def published(self, url: str, version: str) -> Generator[Discovery]:
-        """Let others find the gateway inside the block.
+    def published(self, url: str, version: str, *, token_file: bool = True) -> Generator[Discovery]:
+        """Let others find the gateway inside the block, and its token if that lies in the state folder.
 
         Raises:
             StateError: the discovery file cannot be written.
         """
-        discovery = Discovery(url, os.getpid(), version, str(self._paths.token))
+        discovery = Discovery(url, os.getpid(), version, str(self._paths.token) if token_file else None)
         replace_private(self._paths.discovery, msgspec.json.encode(discovery) + b"\n")
         try:
             yield discovery

@@ -38,26 +38,30 @@ def failure_of(error: BaseException) -> Failure:
     if isinstance(error, Failure):
         return error
     from triops.gateway.client import GatewayClosed, GatewayError
+    from triops.gateway.server import PortTaken
     from triops.runtime.config_reader import ConfigError
-    from triops.runtime.errors import RuntimeFault
+    from triops.runtime.errors import Unavailable
     from triops.runtime.instance import InstanceRunning
     from triops.runtime.paths import StateError
 
-    while isinstance(error, BaseExceptionGroup):  # of several, the first says enough
-        error = cast("BaseExceptionGroup[BaseException]", error).exceptions[0]
-    match error:
+    first = error
+    while isinstance(first, BaseExceptionGroup):  # of several, the first says enough
+        first = cast("BaseExceptionGroup[BaseException]", first).exceptions[0]
+    match first:
         case Failure():
-            return error
+            return first
         case GatewayError():
-            told = {"code": error.code, "details": error.details, "retryable": error.retryable}
-            return Failure(error.message, error=told)
+            told = {"code": first.code, "details": first.details, "retryable": first.retryable}
+            return Failure(first.message, error=told)
         case GatewayClosed():
-            return Failure(str(error), START_HINT, error={"code": "CLOSED", "closeCode": error.code})
+            return Failure(str(first), START_HINT, error={"code": "CLOSED", "closeCode": first.code})
         case InstanceRunning():
-            return Failure(str(error), code=Exit.RUNNING)
-        case StateError() | ConfigError() | RuntimeFault():
-            return Failure(str(error), code=Exit.CONFIG)
+            return Failure(str(first), code=Exit.RUNNING)
+        case PortTaken():
+            return Failure(str(first), code=Exit.PORT_TAKEN)
+        case StateError() | ConfigError() | Unavailable():
+            return Failure(str(first), code=Exit.CONFIG)
         case OSError():
-            return Failure(f"the gateway cannot be reached: {error}", START_HINT, error={"code": "UNREACHABLE"})
+            return Failure(f"the gateway cannot be reached: {first}", START_HINT, error={"code": "UNREACHABLE"})
         case _:
             raise error

@@ -1,15 +1,17 @@
 """`triops gateway`: run it here, start and stop it in the background, look at it, call a method."""
 
+import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from triops.gateway.cli.failures import Exit, Failure
-from triops.gateway.cli.output import json_option, json_text, parse_json, show
-from triops.gateway.cli.process import GRACEFUL, ask_to_end, spawn_detached
+from triops.gateway.cli.output import json_option, json_text, parse_json, show, show_warnings
+from triops.gateway.cli.process import GRACEFUL, ask_to_end, is_running, spawn_detached
 from triops.gateway.cli.rpc import Gateway, gateway_options
 from triops.runtime.instance import Discovery, InstanceRunning, hold_instance
 from triops.runtime.paths import Paths, prepare_state
@@ -31,12 +33,16 @@ def command() -> None:
 
 @command.command()
 @port_option
-def run(port: int | None) -> int:
-    """Run the gateway in this terminal until Ctrl-C or SIGTERM."""
+@json_option
+def run(port: int | None) -> None:
+    """Run the gateway in this terminal until Ctrl-C, SIGTERM or SIGHUP.
+
+    It lets what runs finish for ten seconds; a second signal ends that at once.
+    """
     loaded = Gateway().load_configuration()
     from triops.gateway.host import run_gateway
 
-    return run_gateway(loaded, port=port)
+    run_gateway(loaded, port=port)
 
 
 @command.command()
@@ -50,11 +56,10 @@ def start(port: int | None) -> None:
         words = f"the gateway already runs at {found.url} (pid {found.pid})"
         raise Failure(words, "Use it, or end it first: triops gateway stop", code=Exit.RUNNING, error=error)
     paths = gateway.paths
-    gateway.load_configuration()  # its faults are better told here than in a log
-    for warning in prepare_state(paths):
-        click.echo(warning, err=True)
+    loaded = gateway.load_configuration()  # its warnings and faults are better told here than in a log
+    show_warnings([*loaded.warnings, *prepare_state(paths)])
     output = paths.logs / "gateway.out"
-    arguments = ["gateway", "run", *(["--port", str(port)] if port is not None else [])]
+    arguments = ["gateway", "run", "--json", *(["--port", str(port)] if port is not None else [])]
     # The child has another working folder: what is relative in the environment is made absolute.
     environ = {**os.environ, "TRIOPS_STATE_DIR": str(paths.state)}
     if os.environ.get("TRIOPS_CONFIG_PATH"):
@@ -79,8 +84,12 @@ def _await_ready(child: "subprocess.Popen[bytes]", output: Path) -> Discovery:
             hint = f"It goes on trying. Its output: {output}; to end it: triops gateway stop"
             raise Failure(f"the gateway (pid {child.pid}) was not ready within {START_SECONDS:g} s", hint)
         time.sleep(POLL_SECONDS)
-    said = "\n".join(output.read_text("utf-8", "replace").splitlines()[-12:])
-    raise Failure(f"the gateway ended at once, with exit code {code}:\n{said}", code=max(code, Exit.FAILED))
+    said = output.read_text("utf-8", "replace").splitlines()[-12:]
+    with suppress(ValueError, LookupError, TypeError):  # else it did not come to say why
+        error = json.loads(said[-1])["error"]
+        raise Failure(error["message"], error.get("hint", ""), code=code, error=error)
+    words = "\n".join(said)
+    raise Failure(f"the gateway ended at once, with exit code {code}:\n{words}", code=max(code, Exit.FAILED))
 
 
 @command.command()
@@ -95,12 +104,13 @@ def stop() -> None:
     # The discovery file counts only while that process holds the state folder's lock: the process is ours.
     ask_to_end(found.pid)
     deadline = time.monotonic() + STOP_SECONDS
-    while not _has_ended(gateway.paths):
+    while is_running(found.pid) or not _has_ended(gateway.paths):
         if time.monotonic() > deadline:
             hint = (
                 "It may be finishing a run; ask again, or end it at once: a killed gateway recovers at its next start."
             )
             raise Failure(f"the gateway (pid {found.pid}) still runs after {STOP_SECONDS:g} s", hint)
+        time.sleep(POLL_SECONDS)
     how = "" if GRACEFUL else ", at once: runs that were going on end at its next start"
     show({"stopped": True, "running": False, "pid": found.pid}, f"The gateway (pid {found.pid}) has stopped{how}.")
 
@@ -123,16 +133,17 @@ def status(gateway: Gateway) -> int:
         show({"running": False, "rpc": {"ok": False}}, human)
         return Exit.FAILED
     address = gateway.url.partition("//")[2]
-    about = {"listening": address, "probeTarget": f"ws://{address}"}
+    about: dict[str, Any] = {"probeTarget": f"ws://{address}"}
     try:
         told = gateway.call("status", {})
-        ran, probe = f"running (pid {told['pid']})", "ok"
-        payload = {"running": True, "pid": told["pid"], "version": told["runtimeVersion"], **about, "rpc": {"ok": True}}
+        ran, probe, listening = f"running (pid {told['pid']})", "ok", ", ".join(told["listening"])
+        about |= {"listening": listening, "pid": told["pid"], "version": told["runtimeVersion"], "rpc": {"ok": True}}
     except Failure as failure:
-        found = gateway.discovery
-        ran, probe = f"running (pid {found.pid})" if found else "unknown", f"failed ({failure.message})"
-        payload = {"running": found is not None, **about, "rpc": {"ok": False, "error": failure.message}}
-    show(payload, f"Runtime: {ran}\nListening: {address}\nProbe target: ws://{address}\nRPC probe: {probe}")
+        found = None if gateway.is_named else gateway.discovery
+        ran, probe, listening = f"running (pid {found.pid})" if found else "unknown", f"failed ({failure.message})", ""
+        about |= {"rpc": {"ok": False, "error": failure.message}}
+    lines = [f"Runtime: {ran}", f"Listening: {listening}", f"Probe target: ws://{address}", f"RPC probe: {probe}"]
+    show({"running": ran != "unknown", **about}, "\n".join(line for line in lines if line != "Listening: "))
     return Exit.OK if probe == "ok" else Exit.FAILED
 
 

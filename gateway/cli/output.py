@@ -5,13 +5,16 @@ Imports click and the standard library only: a command against a running gateway
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
 from triops.gateway.cli.failures import Failure
+
+if TYPE_CHECKING:
+    from triops.runtime.config_reader import Notice
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -48,6 +51,14 @@ def show_failure(failure: Failure, mode: Mode) -> None:
     """Print to stderr why the command failed, and what to do next."""
     human = f"triops: {failure.message}" + (f"\n{failure.hint}" if failure.hint else "")
     click.echo(json.dumps({"error": failure.error}, ensure_ascii=False) if mode.as_json else printable(human), err=True)
+
+
+def show_warnings(notices: Iterable["Notice | str"]) -> None:
+    """Print to stderr what is wrong and stops nothing; with `--json` it is left to the log."""
+    if not as_json():
+        for notice in notices:
+            if isinstance(notice, str) or notice.level == "warning":
+                click.echo(printable(f"triops: warning: {notice}"), err=True)
 
 
 def json_text(payload: Any) -> str:

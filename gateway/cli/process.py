@@ -45,3 +45,23 @@ def ask_to_end(pid: int) -> None:
     """Tell a process of ours to end: SIGTERM, or its end where there are no signals."""
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process that was ours to end is still there; one that only waits for its parent's look is not."""
+    if sys.platform == "win32":
+        return False  # its end is at once, and there it is that frees the state folder
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    try:
+        return b") Z" not in Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return True  # macOS, where somebody always looks
+
+
+def stop_signals() -> list[signal.Signals]:
+    """What asks this process to stop: Ctrl-C, SIGTERM, Ctrl-Break (Windows), and SIGHUP unless `nohup` ignores it."""
+    known = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGBREAK", "SIGHUP")]
+    return [one for one in known if one and (one.name != "SIGHUP" or signal.getsignal(one) is not signal.SIG_IGN)]

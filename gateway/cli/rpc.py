@@ -46,9 +46,18 @@ class Gateway:
         return read_discovery(self.paths)
 
     @property
+    def is_named(self) -> bool:
+        """Whether the user gave its address; else it is this machine's own."""
+        return self._url is not None
+
+    def looked_for_again(self) -> "Gateway":
+        """The same one, as it is found now."""
+        return Gateway(self._url, self._token)
+
+    @property
     def is_known(self) -> bool:
         """Whether there is a gateway to talk to: one was named, or one was found."""
-        return self._url is not None or self.discovery is not None
+        return self.is_named or self.discovery is not None
 
     @property
     def url(self) -> str:
@@ -66,8 +75,8 @@ class Gateway:
             auth = self.load_configuration().config.gateway.auth
             if secret := auth.password if auth.mode == "password" else auth.token:
                 return secret.reveal()
-        file = Path(found.token_file)
-        return file.read_text("utf-8").strip() if file.exists() else None
+        file = Path(found.token_file) if found.token_file else None
+        return file.read_text("utf-8").strip() if file and file.exists() else None
 
     def load_configuration(self) -> "LoadedConfig":
         """The configuration of this user. Raises `ConfigError`."""
@@ -80,7 +89,7 @@ class Gateway:
         target = f"/rpc/{quote(method, safe='')}" + ("?wait=final" if wait else "")
         status, body = self._exchange("POST", target, json.dumps(params), None if wait else CALL_SECONDS)
         if status != 200:
-            raise _refused(method, status, body)
+            raise _refused(status, body)
         return body
 
     def is_ready(self) -> bool:
@@ -132,7 +141,7 @@ def _address(url: str) -> tuple[str, int, bool]:
     return parts.hostname or "127.0.0.1", parts.port or (443 if secure else 80), secure
 
 
-def _refused(method: str, status: int, body: Any) -> Failure:
+def _refused(status: int, body: Any) -> Failure:
     """What a gateway, or something else on its port, answered: `{"error": {…}}`, the bare error, or a text."""
     inner: Any = cast("dict[str, Any]", body).get("error", body) if isinstance(body, dict) else body
     fields = cast("dict[str, Any]", inner) if isinstance(inner, dict) else {"message": inner}
@@ -140,8 +149,6 @@ def _refused(method: str, status: int, body: Any) -> Failure:
     hint = ""
     if status == 401:
         hint = "The token is not this gateway's: give it with --token, or restart the gateway if its config changed."
-    elif status == 404 and method.startswith("sessions."):
-        hint = "The sessions there are: triops sessions list"
     elif error.get("retryable"):
         hint = f"Try again in {max(1, round((error.get('retryAfterMs') or 1000) / 1000))} s."
     return Failure(str(error.get("message") or f"HTTP {status}"), hint, error=error)

@@ -332,7 +332,7 @@ class Supervisor:
 
 
 def _stopping() -> Unavailable:
-    return Unavailable("the runtime is stopping; send it again after the restart")
+    return Unavailable("the runtime is stopping; send it again after the restart", details={"reason": "stopping"})
 
 
 @asynccontextmanager

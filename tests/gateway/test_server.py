@@ -217,6 +217,26 @@ async def test_who_waits_for_the_end_over_http_gets_it_when_the_gateway_stops(
     assert [answer.body["state"] for answer in answers] == ["final"]
 
 
+async def test_a_stop_that_is_hastened_waits_for_no_run(tmp_path: Path, autojump_clock: Clock) -> None:
+    async with trio.open_nursery() as nursery:
+        async with open_test_gateway(tmp_path, virtual=True, grace=1000) as host:
+            client = await _connected(host.dial(), host.port)
+            await client.say("HANG", key="k")
+            await client.event("agent", runId="k")
+            assert host.gateway.running == 1
+
+            async def hasten() -> None:
+                await client.event("shutdown")
+                host.gateway.patience.cancel()
+                await client.closed()
+
+            nursery.start_soon(hasten)
+            began = trio.current_time()
+    assert trio.current_time() - began < 6
+    (terminal,) = [payload for payload in client.events("chat", "k") if payload["state"] != "status"]
+    assert (terminal["state"], terminal["stopReason"]) == ("aborted", "restart")
+
+
 async def test_nothing_is_accepted_while_it_stops(tmp_path: Path, autojump_clock: Clock) -> None:
     async with trio.open_nursery() as nursery:
         async with open_test_gateway(tmp_path, virtual=True, grace=10) as host:
@@ -237,6 +257,7 @@ async def test_nothing_is_accepted_while_it_stops(tmp_path: Path, autojump_clock
             nursery.start_soon(late)
     (refused,) = outcome
     assert (refused["code"], refused["retryable"]) == ("UNAVAILABLE", True)
+    assert refused["details"] == {"reason": "stopping"}, "`triops chat` looks for the next gateway by it"
 
 
 async def test_a_stop_without_clients_takes_no_time(tmp_path: Path, autojump_clock: Clock) -> None:

@@ -67,7 +67,7 @@ class RunningGateway:
         self.pid = found.pid
         self.url = found.url
         self.port = int(found.url.rpartition(":")[2])
-        self.token = Path(found.token_file).read_text().strip()
+        self.token = Path(found.token_file).read_text().strip() if found.token_file else ""
 
     async def http(self, method: str, target: str, body: object = None, *, token: str | None = None) -> HttpAnswer:
         """One plain HTTP exchange."""

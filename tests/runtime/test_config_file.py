@@ -344,6 +344,11 @@ def test_an_open_door_stops_the_start(load: Load, gateway: str, fault: str):
     assert faults(load, f"{{gateway: {gateway}}}")[0].startswith(fault)
 
 
+def test_a_bind_that_other_machines_reach_is_said(load: Load):
+    (said,) = warnings(load("{gateway: {bind: 'lan'}}"))
+    assert said.startswith("gateway.bind: other machines can reach this gateway")
+
+
 def test_no_auth_is_fine_on_this_machine_only(load: Load):
     loaded = load("{gateway: {bind: 'custom', customBindHost: '::1', auth: {mode: 'none'}}}")
     assert loaded.config.gateway.host == "::1"

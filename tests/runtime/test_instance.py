@@ -54,6 +54,9 @@ def test_a_gateway_is_found_while_it_is_published(paths: Paths):
                 assert stat.S_IMODE(paths.discovery.stat().st_mode) == 0o600
         assert not paths.discovery.exists()
         assert read_discovery(paths) is None
+        with instance.published(URL, "1.2.3", token_file=False) as discovery:
+            assert read_discovery(paths) == discovery
+            assert "tokenFile" not in msgspec.json.decode(paths.discovery.read_bytes())
 
 
 def test_a_second_runtime_of_the_same_process_is_refused(paths: Paths):

@@ -32,7 +32,10 @@ class Handler(BaseHTTPRequestHandler):
 print("arguments:", *sys.argv[1:], flush=True)
 paths = locate(os.environ)
 if "--port" in sys.argv:
-    sys.exit("the port is taken, says the stand-in") if sys.argv[-1] == "1" else None
+    sys.exit("it crashed, says the stand-in") if sys.argv[-1] == "1" else None
+    if sys.argv[-1] == "2":
+        print('{"error": {"code": "PORT_TAKEN", "message": "no port", "hint": "take another"}}')
+        sys.exit(76)
 server = HTTPServer(("127.0.0.1", 0), Handler)
 if hasattr(signal, "SIGTERM"):
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
@@ -66,7 +69,7 @@ def test_start_status_stop(run: Any, stand_in: None, paths: Paths):
         "version": "1.2.3",
         "output": str(paths.logs / "gateway.out"),
     }
-    assert (paths.logs / "gateway.out").read_text() == "arguments: gateway run --port 0\n"
+    assert (paths.logs / "gateway.out").read_text() == "arguments: gateway run --json --port 0\n"
     if os.name == "posix":
         assert (paths.logs / "gateway.out").stat().st_mode & 0o777 == 0o600
 
@@ -84,7 +87,23 @@ def test_start_tells_why_the_gateway_ended_at_once(run: Any, stand_in: None):
     ran = run("gateway", "start", "--port", "1")
     assert ran.code == 1
     assert "ended at once, with exit code 1" in ran.err
-    assert "the port is taken, says the stand-in" in ran.err
+    assert "it crashed, says the stand-in" in ran.err
+
+
+def test_an_error_of_the_gateway_that_start_started_is_its_own(run: Any, stand_in: None):
+    assert run("gateway", "start", "--port", "2") == (76, "", "triops: no port\ntake another\n")
+    error = {"code": "PORT_TAKEN", "message": "no port", "hint": "take another"}
+    assert json.loads(run("gateway", "start", "--port", "2", "--json").err)["error"] == error
+
+
+def test_start_tells_what_is_wrong_with_the_configuration(run: Any, stand_in: None, paths: Paths):
+    paths.state.mkdir(mode=0o700)
+    paths.config.write_text("{gateway: {bind: 'lan', nonsense: 1}}")
+    paths.config.chmod(0o600)
+    ran = run("gateway", "start", "--port", "2")
+    warnings = [line for line in ran.err.splitlines() if line.startswith("triops: warning: ")]
+    assert [word in " ".join(warnings) for word in ("gateway.nonsense", "other machines can reach")] == [True, True]
+    assert len(run("gateway", "start", "--port", "2", "--json").err.splitlines()) == 1
 
 
 def test_start_does_not_wait_for_ever(run: Any, stand_in: None, monkeypatch: pytest.MonkeyPatch, paths: Paths):
@@ -106,18 +125,19 @@ def test_a_broken_configuration_is_told_before_anything_starts(run: Any, stand_i
 
 
 def test_status_of_a_running_gateway(run: Any, gateway: Any):
-    gateway.answers["status"] = {"pid": os.getpid(), "runtimeVersion": "0.0.0"}
+    gateway.answers["status"] = {"pid": os.getpid(), "runtimeVersion": "0.0.0", "listening": ["0.0.0.0:1", "[::]:1"]}
     address = gateway.url.removeprefix("http://")
     assert run("gateway", "status") == (
         0,
-        f"Runtime: running (pid {os.getpid()})\nListening: {address}\nProbe target: ws://{address}\nRPC probe: ok\n",
+        f"Runtime: running (pid {os.getpid()})\nListening: 0.0.0.0:1, [::]:1\n"
+        f"Probe target: ws://{address}\nRPC probe: ok\n",
         "",
     )
     assert json.loads(run("gateway", "status", "--json").out) == {
         "running": True,
         "pid": os.getpid(),
         "version": "0.0.0",
-        "listening": address,
+        "listening": "0.0.0.0:1, [::]:1",
         "probeTarget": f"ws://{address}",
         "rpc": {"ok": True},
     }
@@ -127,6 +147,13 @@ def test_status_of_a_gateway_that_refuses(run: Any, gateway: Any):
     gateway.answers["status"] = (401, {"error": {"message": "Unauthorized"}})
     ran = run("gateway", "status")
     assert (ran.code, ran.out.splitlines()[-1]) == (1, "RPC probe: failed (Unauthorized)")
+
+
+def test_status_of_another_gateway_says_nothing_of_our_own(run: Any, gateway: Any):
+    ran = run("gateway", "status", "--url", "http://127.0.0.1:9", "--json")
+    told = json.loads(ran.out)
+    assert (ran.code, set(told), told["running"]) == (1, {"running", "probeTarget", "rpc"}, False)
+    assert run("gateway", "status", "--url", "http://127.0.0.1:9").out.startswith("Runtime: unknown\nProbe target: ")
 
 
 def test_status_of_no_gateway(run: Any, paths: Paths):
