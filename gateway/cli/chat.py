@@ -5,15 +5,22 @@ and line editing works as everywhere.
 """
 
 import importlib
+import os
 import queue
+import signal
+import stat
 import sys
+import threading
+from concurrent.futures import Future, wait
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
+from uuid import uuid4
 
 import click
 
 from triops.gateway.cli.failures import Exit, Failure, failure_of
 from triops.gateway.cli.output import as_json, json_text, printable
+from triops.gateway.cli.process import stop_signals
 from triops.gateway.cli.rpc import Gateway, gateway_options
 
 if TYPE_CHECKING:
@@ -23,6 +30,11 @@ if TYPE_CHECKING:
 
 LEAVE = ("/exit", "/quit")
 POLL_SECONDS = 0.2  # on Windows a wait without an end would not hear of Ctrl-C
+PIPE_SECONDS = 5.0
+"""How long a pipe beside a message may stay silent: one that this process merely inherited would for ever."""
+PIPE_BYTES = 1 << 20  # of a message no gateway takes more; what has one more is refused there, with words
+TRIES = 3
+"""How many gateways may go away under one question."""
 
 
 @click.command(short_help="Talk to the assistant: once, from a pipe, or back and forth.")
@@ -31,100 +43,207 @@ POLL_SECONDS = 0.2  # on Windows a wait without an end would not hear of Ctrl-C
 @click.option("--model", metavar="REF", help="provider/model for this session from now on.")
 @gateway_options
 def command(gateway: Gateway, message: tuple[str, ...], session: str, model: str | None) -> int:
-    """Send MESSAGE, or what is piped in, and print the answer; with neither, talk back and forth.
+    """Send MESSAGE, what is piped in, or both (the message first), and print the answer; with neither, talk back and
+    forth.
 
-    Uses the gateway that runs; if none does, this process is one for as long. Ctrl-C aborts the answer, Ctrl-D or
-    /exit leaves.
+    Beside a MESSAGE, a pipe that stays silent for five seconds is left out; `</dev/null` leaves it out at once. Uses
+    the gateway that runs; if none does, this process is one for as long. Ctrl-C aborts the answer, Ctrl-D or /exit
+    leaves.
     """
-    text = " ".join(message)
-    if not text and not sys.stdin.isatty():
-        text = sys.stdin.buffer.read().decode(errors="replace").strip()
-        if not text:
-            raise click.UsageError("there is nothing to send: give a message, or pipe one in")
-    address = (gateway.url, gateway.token) if gateway.is_known else gateway.load_configuration()
+    text = "\n\n".join(part for part in (" ".join(message), _piped(bool(message))) if part)
+    if not text and not (sys.stdin and sys.stdin.isatty()):
+        raise click.UsageError("there is nothing to send: give a message, or pipe one in")
 
     from anyio.from_thread import start_blocking_portal
 
-    from triops.gateway.cli.conversation import open_conversation
-
-    with start_blocking_portal("trio") as portal:
-        with portal.wrap_async_context_manager(open_conversation(address, session, model)) as conversation:
-            terminal = Terminal(portal, conversation)
+    ending = Exit.INTERRUPTED  # what stands where Ctrl-C hits between two steps
+    with start_blocking_portal("trio") as portal, Terminal(portal, gateway, session, model) as terminal:
+        with suppress(KeyboardInterrupt):
             ending = terminal.ask(text) if text else terminal.converse()
-    if isinstance(ending, Failure):
-        raise ending
-    return ending
+    return 128 + terminal.stopped_by if terminal.stopped_by else ending
+
+
+def _piped(beside_message: bool) -> str:
+    """What is piped in, to its end; beside a message only if it begins to come."""
+    try:
+        descriptor = sys.stdin.fileno()
+        is_pipe = not os.isatty(descriptor) and not (beside_message and stat.S_ISCHR(os.fstat(descriptor).st_mode))
+    except (AttributeError, ValueError, OSError):  # closed, or not a file at all
+        return ""
+    data = bytearray()
+    started = threading.Event()
+
+    def read() -> None:
+        with suppress(OSError):
+            while len(data) <= PIPE_BYTES and (chunk := os.read(descriptor, 1 << 16)):
+                data.extend(chunk)
+                started.set()
+        started.set()
+
+    if is_pipe:
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
+        if beside_message and not started.wait(PIPE_SECONDS):
+            click.echo(f"(nothing came from the pipe within {PIPE_SECONDS:g} s: it is left out)", err=True)
+            return ""
+        while reader.is_alive():
+            reader.join(POLL_SECONDS)
+    return data.decode(errors="replace").strip()
 
 
 class Terminal:
-    """Prints what a conversation shows. Raises nothing: an exception would have to pass through the loop's thread."""
+    """Prints what a conversation shows, and finds it another gateway if its own goes away."""
 
-    def __init__(self, portal: "BlockingPortal", conversation: "Conversation") -> None:
+    def __init__(self, portal: "BlockingPortal", gateway: Gateway, session: str, model: str | None) -> None:
         self._portal = portal
-        self._conversation = conversation
+        self._wanted = (gateway, session, model)
+        self._link: tuple[Future[None], Conversation] | None = None
+        self._as_json = as_json()
+        self._is_waiting = False
+        self.stopped_by: int | None = None
+        """The signal that ends this process, if one came."""
 
-    def converse(self) -> Failure | int:
-        """Ask what is typed until the user leaves or the connection is over."""
+    def __enter__(self) -> Self:
+        ours = [number for number in stop_signals() if number != signal.SIGINT]
+        self._before = {number: signal.signal(number, self._stop) for number in ours}
+        self._open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._leave()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _stop(self, number: int, _: object) -> None:
+        self.stopped_by = number
+        raise KeyboardInterrupt
+
+    def _open(self) -> "Conversation":
+        from triops.gateway.cli.conversation import hold_conversation
+
+        self._link = self._portal.start_task(hold_conversation, *self._wanted, self._tell)
+        return self._link[1]
+
+    def _leave(self) -> None:
+        """End the conversation. A gateway that is hosted here lets others' answers finish; a signal hastens it."""
+        if self._link is None:
+            return
+        (future, conversation), self._link = self._link, None
+        self._portal.call(conversation.left.set)
+        told = False
+        while not future.done():
+            try:
+                wait((future,), POLL_SECONDS)
+                if not told and (others := self._portal.call(conversation.running)):
+                    told = True
+                    self._tell(f"(waiting for runs that others asked for: {others}; Ctrl-C ends them)")
+            except KeyboardInterrupt:
+                self._portal.start_task_soon(conversation.hasten)
+        future.result()
+
+    def _tell(self, words: str) -> None:
+        if not self._as_json:
+            with suppress(OSError):  # a terminal that is gone
+                click.echo(printable(words), err=True)
+
+    def converse(self) -> int:
+        """Ask what is typed until the user leaves, or no gateway can be had."""
+        from triops.gateway.client import GatewayError
+
         with suppress(ImportError):
             importlib.import_module("readline")  # merely importing it gives `input` its history and editing
-        while True:
+        self._tell("(Ctrl-D or /exit leaves, Ctrl-C stops an answer)")
+        while not self.stopped_by:
             try:
                 text = input("> ").strip()
             except EOFError:
-                click.echo(err=True)
+                self._tell("")
                 return Exit.OK
             except KeyboardInterrupt:
-                click.echo("\n(Ctrl-D or /exit leaves)", err=True)
+                self._tell("" if self.stopped_by else "\n(Ctrl-D or /exit leaves)")
                 continue
             if text in LEAVE:
                 return Exit.OK
-            ending = self.ask(text) if text else Exit.OK
-            if isinstance(ending, Failure):
-                if ending.error.get("code") == "CLOSED":
-                    return ending
-                click.echo(printable(ending.message), err=True)
+            try:
+                if text:
+                    self.ask(text)
+            except (Failure, GatewayError) as error:
+                self._tell(failure_of(error).message)
+        return Exit.OK
 
-    def ask(self, text: str) -> Failure | int:
-        """Print one answer as it comes; Ctrl-C aborts it."""
+    def ask(self, text: str) -> int:
+        """Print one answer as it comes; Ctrl-C aborts it.
+
+        If the gateway goes away meanwhile, the next one is asked under the same idempotency key: it knows what became
+        of the question.
+        """
+        from triops.gateway.client import GatewayClosed
+
+        key = str(uuid4())
+        for left in reversed(range(TRIES)):
+            try:
+                return self._ask(text, key)
+            except GatewayClosed:
+                if self._wanted[0].is_named or not left:
+                    raise
+                self._leave()
+                self._tell(f"(the gateway is gone; {self._open().where})")
+        raise AssertionError("the last try returns or raises")
+
+    def _ask(self, text: str, key: str) -> int:
+        assert self._link
+        conversation = self._link[1]
         shown: queue.SimpleQueue[tuple[str, str] | None] = queue.SimpleQueue()
-        future = self._portal.start_task_soon(self._conversation.ask, text, shown.put)
+        future = self._portal.start_task_soon(conversation.ask, text, key, shown.put)
         future.add_done_callback(lambda _: shown.put(None))
         interrupts = 0
+        is_silent = True
         while interrupts < 2:
             try:
-                piece = shown.get(timeout=POLL_SECONDS)
+                try:
+                    piece = shown.get(timeout=POLL_SECONDS)
+                except queue.Empty:
+                    self._show_waiting(is_silent)
+                    continue
+                self._show_waiting(False)
                 if piece is None:
                     break
+                is_silent = False
                 self._print(*piece)
-            except queue.Empty:
-                pass
             except KeyboardInterrupt:
                 interrupts += 1
-                self._portal.start_task_soon(self._conversation.interrupt)
-        else:
+                self._portal.start_task_soon(conversation.interrupt)
+        if interrupts and (not future.done() or future.exception() is not None):
             return Exit.INTERRUPTED
-        if (error := future.exception()) is not None:
-            return failure_of(error)
         return self._end(future.result(), interrupted=interrupts > 0)
 
+    def _show_waiting(self, waiting: bool) -> None:
+        """One dim line, where somebody looks, that goes away with the first word."""
+        if waiting == self._is_waiting or self._as_json or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+            return
+        self._is_waiting = waiting
+        line = click.style("(waiting for the answer; Ctrl-C stops it)", dim=True) if waiting else "\r\x1b[K"
+        click.echo(line, nl=False, err=True)
+
     def _print(self, kind: str, piece: str) -> None:
-        if not as_json():
+        if not self._as_json:
             click.echo(printable(piece), nl=kind == "head", err=kind == "head")
 
-    def _end(self, answer: "Answer", *, interrupted: bool) -> Failure | int:
+    def _end(self, answer: "Answer", *, interrupted: bool) -> int:
         import msgspec
 
-        if as_json():
-            click.echo(json_text(msgspec.to_builtins(answer)))
-        else:
+        fields = msgspec.to_builtins(answer)
+        if self._as_json and answer.state != "error":
+            click.echo(json_text(fields))
+        elif answer.text and not self._as_json:
             click.echo()
         match answer.state:
             case "final":
                 if not answer.text:
-                    click.echo("(no reply: it was a silent one, or went into a run that was going on)", err=True)
+                    self._tell("(no reply: it was a silent one, or went into a run that was going on)")
                 return Exit.OK
             case "aborted":
-                click.echo("(aborted)", err=True)
+                self._tell(f"(aborted: {answer.error})" if answer.error else "(aborted)")
                 return Exit.INTERRUPTED if interrupted else Exit.FAILED
             case _:
-                return Failure(answer.error or "the run failed", error={"code": "RUN_FAILED", "runId": answer.run_id})
+                raise Failure(answer.error or "the run failed", error={"code": "RUN_FAILED", **fields})

@@ -61,7 +61,5 @@ def failure_of(error: BaseException) -> Failure:
             return Failure(str(first), code=Exit.PORT_TAKEN)
         case StateError() | ConfigError() | Unavailable():
             return Failure(str(first), code=Exit.CONFIG)
-        case OSError():
-            return Failure(f"the gateway cannot be reached: {first}", START_HINT, error={"code": "UNREACHABLE"})
         case _:
             raise error

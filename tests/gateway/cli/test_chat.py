@@ -1,22 +1,21 @@
 """`triops chat` against a scripted gateway: in this process, and under a pseudo-terminal for what is typed."""
 
 import contextlib
-import io
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import trio
+from tests.kit.typist import Typist
 from trio_websocket import ConnectionClosed, WebSocketRequest, serve_websocket
 
+from triops.gateway.cli import chat
 from triops.runtime.instance import hold_instance
 from triops.runtime.paths import Paths, prepare_state
 
@@ -24,10 +23,14 @@ MODEL = {"provider": "local", "id": "tiny", "tags": ["default", "demo"]}
 
 
 class ScriptedGateway:
-    """Echoes, but for the texts `fail`, `refuse`, `silent`, `hang` (until aborted) and `whole` (without deltas)."""
+    """Echoes, but for `fail`, `refuse`, `silent`, `hang` and `wait` (until aborted) and `whole` (without deltas).
+
+    `drop` and `stopping` it echoes when they come again; the first time it goes away, or refuses as it is about to.
+    """
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, dict[str, Any]]] = []
+        self.once = {"drop", "stopping"}
         self.port = 0
         self._ready = threading.Event()
         self._token: trio.lowlevel.TrioToken | None = None
@@ -79,6 +82,12 @@ class ScriptedGateway:
                         await send({**answer, "payload": {"models": {"default": "local/tiny", "why": "installed"}}})
                     case "models.list":
                         await send({**answer, "payload": {"models": [MODEL]}})
+                    case "chat.send" if params["message"] in self.once:
+                        self.once.remove(params["message"])
+                        if params["message"] == "drop":
+                            await socket.aclose(1012, "service restart")
+                        error = {"code": "UNAVAILABLE", "message": "no", "details": {"reason": "stopping"}}
+                        await send({**answer, "ok": False, "error": error})
                     case "chat.send" if params["message"] == "refuse":
                         await send({**answer, "ok": False, "error": {"code": "INVALID_REQUEST", "message": "no"}})
                     case "chat.send":
@@ -92,6 +101,8 @@ class ScriptedGateway:
                             continue
                         if text == "silent":
                             await event("chat", runId=run_id, state="final")
+                            continue
+                        if text == "wait":
                             continue
                         if text != "whole":
                             await event("chat", runId=run_id, state="delta", deltaText="You said: ")
@@ -116,6 +127,16 @@ def scripted(paths: Paths) -> Iterator[ScriptedGateway]:
             yield gateway
 
 
+@contextlib.contextmanager
+def piped(monkeypatch: pytest.MonkeyPatch, data: bytes) -> Iterator[None]:
+    reader, writer = os.pipe()
+    with open(writer, "wb") as pipe:
+        pipe.write(data)
+    with open(reader) as stdin, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdin", stdin)
+        yield
+
+
 def test_one_shot_streams_the_answer_headed_by_its_model(run: Any, scripted: ScriptedGateway):
     ran = run("chat", "hello", "there")
     assert ran == (
@@ -128,10 +149,44 @@ def test_one_shot_streams_the_answer_headed_by_its_model(run: Any, scripted: Scr
 
 
 def test_a_pipe_is_the_message(run: Any, scripted: ScriptedGateway, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"from a \xff pipe\n")))
-    assert run("chat").out == "You said: from a \ufffd pipe\n"
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+    for arguments, said in (([], "from a \ufffd pipe"), (["about", "this:"], "about this:\n\nfrom a \ufffd pipe")):
+        with piped(monkeypatch, b"from a \xff pipe\n"):
+            assert run("chat", *arguments).out == f"You said: {said}\n"
+    with piped(monkeypatch, b""):
+        assert run("chat").code == 2
+    with piped(monkeypatch, b""):
+        assert run("chat", "alone").out == "You said: alone\n"
+    monkeypatch.setattr(sys, "stdin", None)
     assert run("chat").code == 2
+    assert run("chat", "alone").out == "You said: alone\n"
+
+
+def test_a_silent_pipe_does_not_keep_a_message(run: Any, scripted: ScriptedGateway, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(chat, "PIPE_SECONDS", 0)
+    reader, writer = os.pipe()
+    with open(reader), open(writer, "wb"):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdin", open(reader, closefd=False))  # noqa: SIM115 - no owner: it closes nothing
+            ran = run("chat", "hello")
+    assert (ran.code, ran.out) == (0, "You said: hello\n")
+    assert "nothing came from the pipe" in ran.err
+
+
+@pytest.mark.parametrize("text", ["drop", "stopping"])
+def test_a_question_whose_gateway_goes_away_is_asked_again_under_its_key(
+    run: Any, scripted: ScriptedGateway, text: str
+):
+    ran = run("chat", text)
+    assert (ran.code, ran.out) == (0, f"You said: {text}\n")
+    assert ran.err.startswith("(the gateway is gone; this chat goes on with the next one)\n")
+    first, second = (params for method, params in scripted.requests if method == "chat.send")
+    assert first == second
+
+
+def test_a_gateway_that_was_named_is_not_replaced(run: Any, scripted: ScriptedGateway):
+    ran = run("chat", "drop", "--url", f"http://127.0.0.1:{scripted.port}")
+    assert (ran.code, ran.out) == (1, "")
+    assert "gateway connection closed: 1012" in ran.err
 
 
 def test_an_answer_without_deltas_is_shown_at_its_end(run: Any, scripted: ScriptedGateway):
@@ -140,7 +195,7 @@ def test_an_answer_without_deltas_is_shown_at_its_end(run: Any, scripted: Script
 
 def test_a_silent_run_says_so(run: Any, scripted: ScriptedGateway):
     ran = run("chat", "silent")
-    assert (ran.code, ran.out) == (0, "\n")
+    assert (ran.code, ran.out) == (0, "")
     assert "no reply" in ran.err
 
 
@@ -165,8 +220,9 @@ def test_json_is_one_object(run: Any, scripted: ScriptedGateway):
 
 @pytest.mark.parametrize(("text", "said"), [("fail", "no credit"), ("refuse", "no")])
 def test_what_failed_fails_the_command(run: Any, scripted: ScriptedGateway, text: str, said: str):
-    ran = run("chat", text)
-    assert (ran.code, ran.err) == (1, f"triops: {said}\n")
+    assert run("chat", text) == (1, "", f"triops: {said}\n")
+    ran = run("chat", text, "--json")
+    assert (ran.code, ran.out, json.loads(ran.err)["error"]["message"]) == (1, "", said)
 
 
 def test_a_gateway_that_does_not_answer_is_named(run: Any):
@@ -179,50 +235,11 @@ def test_a_gateway_that_does_not_answer_is_named(run: Any):
 posix_only = pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals and signals")
 
 
-class Typist:
-    """`triops chat` in a pseudo-terminal."""
-
-    def __init__(self) -> None:
-        import pty
-
-        self.master, slave = pty.openpty()
-        # In a session of its own with this terminal, so that ^C reaches it and nobody else.
-        code = (
-            "import fcntl, os, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
-            "from triops.gateway.cli.main import main; main(['chat'])"
-        )
-        environ = {**os.environ, "TERM": "dumb"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code], stdin=slave, stdout=slave, stderr=slave, env=environ
-        )
-        os.close(slave)
-        self.seen = ""
-
-    def type(self, text: str) -> None:
-        os.write(self.master, text.encode())
-
-    def until(self, text: str, *, typing: str = "") -> None:
-        """Read until `text` is on the screen, and forget what came up to there; `typing` is typed until it is."""
-        deadline = time.monotonic() + 10
-        while text not in self.seen:
-            assert time.monotonic() < deadline, f"waited for {text!r}, saw {self.seen!r}"
-            self.type(typing)
-            if select.select([self.master], [], [], 0.2 if typing else 10)[0]:
-                self.seen += os.read(self.master, 4096).decode()
-        self.seen = self.seen.partition(text)[2]
-
-    def close(self) -> int:
-        try:
-            return self.process.wait(5)
-        finally:
-            self.process.kill()
-            os.close(self.master)
-
-
 @posix_only
 @pytest.mark.slow
 def test_back_and_forth_ctrl_c_aborts_the_answer_and_not_the_program(scripted: ScriptedGateway):
     typist = Typist()
+    typist.until("(Ctrl-D or /exit leaves, Ctrl-C stops an answer)")
     typist.until("> ")
     typist.type("first\n")
     typist.until("[local/tiny: installed")
@@ -239,13 +256,17 @@ def test_back_and_forth_ctrl_c_aborts_the_answer_and_not_the_program(scripted: S
     typist.type("fail\n")
     typist.until("no credit")
     typist.until("> ")
+    typist.type("drop\n")
+    typist.until("(the gateway is gone; this chat goes on with the next one)")
+    typist.until("You said: drop")
+    typist.until("> ")
     typist.type("last\n")
     typist.until("You said: last")
     typist.until("> ")
     typist.type("\x04")
     assert typist.close() == 0
     methods = [method for method, _ in scripted.requests]
-    assert methods.count("chat.send") == 4
+    assert methods.count("chat.send") == 6
     assert methods.count("chat.abort") == 1
 
 
@@ -261,6 +282,37 @@ def test_ctrl_c_in_one_shot_aborts_the_run(scripted: ScriptedGateway):
         assert process.wait(5) == 130
         assert process.stderr.read().endswith(b"(aborted)\n")
     assert scripted.requests[-1][0] == "chat.abort"
+
+
+@posix_only
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "typed"), [(signal.SIGTERM, ""), (signal.SIGTERM, "hang\n"), (signal.SIGHUP, "")])
+def test_a_signal_ends_it_in_order(scripted: ScriptedGateway, number: int, typed: str):
+    typist = Typist()
+    typist.until("> ")
+    typist.type(typed)
+    if typed:
+        typist.until("You said: ")
+    typist.process.send_signal(number)
+    if not typed:
+        typist.type("\n")  # what comes in the instant before line editing waits, it sees with the next key only
+    assert typist.close() == 128 + number
+    assert [method for method, _ in scripted.requests].count("chat.abort") == bool(typed)
+
+
+@posix_only
+@pytest.mark.slow
+def test_who_looks_is_told_that_the_answer_is_waited_for(scripted: ScriptedGateway):
+    typist = Typist(term="xterm")
+    typist.until("> ")
+    typist.type("wait\n")
+    typist.until("waiting for the answer")
+    typist.type("\x03")
+    typist.until("\x1b[K")
+    typist.until("(aborted)")
+    typist.until("> ")
+    typist.type("\x04")
+    assert typist.close() == 0
 
 
 @posix_only
