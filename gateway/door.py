@@ -214,11 +214,12 @@ class Door:
                         attempt.succeeded()
             if shared.method is None:
                 raise unauthorized(shared.failure)
+            return frozenset(SCOPES)
         except WireError as error:
-            self._tell("refused a request", error, caller)
-            await trio.sleep(delay)
-            raise
-        return frozenset(SCOPES)
+            refused = error
+        self._tell("refused a request", refused, caller)
+        await trio.sleep(delay)
+        raise refused
 
 
 _decode_device = msgspec.json.Decoder(PairedDevice, dec_hook=lambda kind, value: kind(value)).decode

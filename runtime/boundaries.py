@@ -12,7 +12,7 @@ import trio
 from triops.runtime.logs import Log
 
 
-class contain:  # noqa: N801 - reads as a verb; a class, because a generator costs thrice as much on every event
+class contain:  # a class, because a generator costs thrice as much on every event
     """Let no `Exception` out of the block: log it as `what`, and tell `failed` (sync) about it.
 
     Used at the five boundaries: connection, request, run, tool call, plugin hook.
