@@ -179,7 +179,3 @@ class Provider(Protocol):
         `system` is the system prompt that a turn would send. Called under a deadline; may raise `ProviderError`.
         """
         ...
-
-    async def aclose(self) -> None:
-        """Close connections and children. The provider is not used afterwards."""
-        ...

@@ -24,7 +24,7 @@ from triops.agents.model import Done, ModelRequest, ProviderEvent
 from triops.agents.providers.draft import Draft, usage_of
 from triops.agents.providers.mapping import reply_limit, seen, told
 from triops.agents.providers.sse import ServerSentEvent
-from triops.agents.providers.wire import Dialect, HttpProvider
+from triops.agents.providers.wire import Dialect, HttpProvider, with_version
 
 _STOPS: dict[str, StopReason] = {
     "max_tokens": "length",
@@ -217,14 +217,10 @@ class MessagesParser:
         return self._draft.done(_STOPS.get(self._stop or "", "stop"))
 
 
-def _url(base: str, path: str) -> str:
-    return f"{base.removesuffix('/v1')}/v1/{path}"
-
-
 MESSAGES = Dialect(
     api="anthropic-messages",
-    chat_url=lambda base: _url(base, "messages"),
-    models_url=lambda base: _url(base, "models"),
+    chat_url=lambda base: f"{with_version(base)}/messages",
+    models_url=lambda base: f"{with_version(base)}/models",
     encode=encode_request,
     parser=MessagesParser,
     key_header="x-api-key",

@@ -109,13 +109,10 @@ class CodexProvider:
         """Open the connection, by asking for the list of models."""
         await self._list()
 
-    async def aclose(self) -> None:
-        """Nothing: the connections are the HTTP client's."""
-
     async def _list(self) -> list[_Listed]:
         headers, faults = await self._endpoint.sign()
         url = f"{self._endpoint.base_url}/models?client_version={CLIENT_VERSION}"
-        answer = await self._endpoint.http.get_json(url, headers, idle=self._endpoint.idle)
+        answer = await self._endpoint.http.get_json(url, headers, faults, idle=self._endpoint.idle)
         try:
             return msgspec.convert(answer, _Account).models
         except msgspec.ValidationError as error:

@@ -16,13 +16,13 @@ from triops.agents.errors import ContextOverflow, ErrorKind, ProviderError
 NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """All that decoding bytes which are not JSON can raise."""
 
-_ACCESS = "; check the key or login of this provider"
+_ADVICE: dict[ErrorKind, str] = {"model_not_found": "check the model's id and baseUrl"}
 _STATUSES: dict[int, tuple[ErrorKind, str]] = {
     400: ("format", "request refused as malformed"),
-    401: ("auth", f"not authorised{_ACCESS}"),
+    401: ("auth", "not authorised"),
     402: ("billing", "the account has no credit"),
-    403: ("auth", f"not allowed{_ACCESS}"),
-    404: ("model_not_found", "not found; check the model's id and baseUrl"),
+    403: ("auth", "not allowed"),
+    404: ("model_not_found", "not found"),
     408: ("timeout", "provider timed out"),
     422: ("format", "request refused as malformed"),
     429: ("rate_limit", "too many requests"),
@@ -58,18 +58,6 @@ _NAMED_STATUSES = (
 _SECRETS = re.compile(r"(?:\bsk-|\bgsk_|\bxai-|\bAIza|\beyJ)[\w.*-]{6,}|\bbearer +[\w.~+/=*-]{6,}", re.IGNORECASE)
 
 
-def classify(
-    status: int,
-    headers: Mapping[str, str],
-    body: bytes,
-    *,
-    model: str = "the provider's",
-    secrets: Iterable[str] = (),
-) -> ProviderError:
-    """The error that an HTTP answer means. `headers` has lower-case names; `secrets` are struck from the words."""
-    return _fault(status, body.decode(errors="replace"), f"HTTP {status}", model, secrets, status, retry_after(headers))
-
-
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds to wait, as the provider asked; a date counts from the answer's own `date`, not from our clock."""
     value = headers.get("retry-after", "").strip()
@@ -90,59 +78,54 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
 
 
 class Faults:
-    """Makes the errors of one request: knows which model was asked and what must not be repeated."""
+    """Makes the errors of one request: knows who was asked, what must not be repeated, and where the key can be set."""
 
-    def __init__(self, model: str, secrets: Iterable[str] = ()) -> None:
-        self._model = model
+    def __init__(self, asked: str, secrets: Iterable[str] = (), key_hint: str = "") -> None:
+        self._asked = asked
         self._secrets = tuple(secrets)
+        self._key_hint = key_hint or "check the key or login of this provider"
 
     def answer(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
-        return classify(status, headers, body, model=self._model, secrets=self._secrets)
+        """The error that an HTTP answer means; `headers` has lower-case names."""
+        text = body.decode(errors="replace")
+        return self._fault(status, text, f"HTTP {status}", http_status=status, wait=retry_after(headers))
 
     def event(self, error: object) -> ProviderError:
         """From an error object inside a stream, whose name or code says what an HTTP status would have."""
-        text = msgspec.json.encode(error).decode()
-        return _fault(_named_status(error), text, "in its stream", self._model, self._secrets)
+        return self._fault(_named_status(error), msgspec.json.encode(error).decode(), "in its stream")
 
     def garbled(self, what: str, data: bytes) -> ProviderError:
         words = redact(data[:2000].decode(errors="replace"), self._secrets)
-        return ProviderError("format", f"{self._model} answered with {what}", detail=" ".join(words.split()))
+        return ProviderError("format", f"{self._asked} answered with {what}", detail=" ".join(words.split()))
 
     def cut(self) -> ProviderError:
         return ProviderError(
-            "connection", f"{self._model} request failed (the stream ended before the reply did)", retryable=True
+            "connection", f"{self._asked} request failed (the stream ended before the reply did)", retryable=True
         )
 
     def empty(self, *, retryable: bool) -> ProviderError:
-        return ProviderError("empty_response", f"{self._model} answered with no content", retryable=retryable)
+        return ProviderError("empty_response", f"{self._asked} answered with no content", retryable=retryable)
 
-
-def _fault(
-    status: int,
-    text: str,
-    where: str,
-    model: str,
-    secrets: Iterable[str],
-    http_status: int | None = None,
-    wait: float | None = None,
-) -> ProviderError:
-    detail = " ".join(redact(_words(text), secrets).split())
-    if status == 413 or (status in (400, 422, 500) and _OVERFLOW.search(text)):
-        message = f"{model} request failed (longer than the model's context, {where})"
-        return ContextOverflow(message, status=http_status, detail=detail)
-    kind, phrase = _STATUSES.get(
-        status,
-        ("server_error", "provider internal error") if status >= 500 else ("unclassified", "unexpected answer"),
-    )
-    if kind in ("format", "auth", "rate_limit") and _NO_CREDIT.search(text):
-        kind, phrase = _STATUSES[402]
-    elif kind == "format" and _NO_MODEL.search(text):
-        kind, phrase = _STATUSES[404]
-    phrase, _, advice = phrase.partition("; ")
-    message = f"{model} request failed ({phrase}, {where})" + (f"; {advice}" if advice else "")
-    return ProviderError(
-        kind, message, retryable=kind in _RETRYABLE, retry_after=wait, status=http_status, detail=detail
-    )
+    def _fault(
+        self, status: int, text: str, where: str, *, http_status: int | None = None, wait: float | None = None
+    ) -> ProviderError:
+        detail = " ".join(redact(_words(text), self._secrets).split())
+        if status == 413 or (status in (400, 422, 500) and _OVERFLOW.search(text)):
+            message = f"{self._asked} request failed (longer than the model's context, {where})"
+            return ContextOverflow(message, status=http_status, detail=detail)
+        kind, phrase = _STATUSES.get(
+            status,
+            ("server_error", "provider internal error") if status >= 500 else ("unclassified", "unexpected answer"),
+        )
+        if kind in ("format", "auth", "rate_limit") and _NO_CREDIT.search(text):
+            kind, phrase = _STATUSES[402]
+        elif kind == "format" and _NO_MODEL.search(text):
+            kind, phrase = _STATUSES[404]
+        advice = self._key_hint if kind == "auth" else _ADVICE.get(kind)
+        message = f"{self._asked} request failed ({phrase}, {where})" + (f"; {advice}" if advice else "")
+        return ProviderError(
+            kind, message, retryable=kind in _RETRYABLE, retry_after=wait, status=http_status, detail=detail
+        )
 
 
 def _words(text: str) -> str:

@@ -118,18 +118,20 @@ class HttpClient:
         finally:
             self._put_back(connection)
 
-    async def get_json(self, url: str, headers: Mapping[str, str], *, idle: float = CLOUD_IDLE) -> Any:
+    async def get_json(self, url: str, headers: Mapping[str, str], faults: Faults, *, idle: float = CLOUD_IDLE) -> Any:
         """GET a JSON document.
 
         Raises:
-            ProviderError: no connection, a status other than 2xx, or a body that is not JSON.
+            ProviderError: no connection, or, as `faults` words it, a status other than 2xx or a body that is not JSON.
         """
-        return await self._json("GET", url, headers, b"", idle)
-
-    async def post_json(self, url: str, headers: Mapping[str, str], value: Any, *, idle: float = CLOUD_IDLE) -> Any:
-        """POST `value` as JSON; answers and raises as `get_json`."""
-        headers = {**headers, "content-type": "application/json"}
-        return await self._json("POST", url, headers, msgspec.json.encode(value), idle)
+        async with self.stream("GET", url, headers, idle=idle) as response:
+            answer = await response.body()
+            if not 200 <= response.status < 300:
+                raise faults.answer(response.status, response.headers, answer)
+        try:
+            return msgspec.json.decode(answer)
+        except NOT_JSON as error:
+            raise faults.garbled("something that is not JSON", answer) from error
 
     async def aclose(self) -> None:
         """Close unused connections. One that is still in use is closed by its own block."""
@@ -139,17 +141,6 @@ class HttpClient:
                 connection.close()
         self._kept.clear()
         await trio.lowlevel.checkpoint()
-
-    async def _json(self, method: str, url: str, headers: Mapping[str, str], body: bytes, idle: float) -> Any:
-        faults = Faults(f"{_target(url).name}'s", [value.removeprefix("Bearer ") for value in headers.values()])
-        async with self.stream(method, url, headers, body, idle=idle) as response:
-            answer = await response.body()
-            if not 200 <= response.status < 300:
-                raise faults.answer(response.status, response.headers, answer)
-        try:
-            return msgspec.json.decode(answer)
-        except NOT_JSON as error:
-            raise faults.garbled("something that is not JSON", answer) from error
 
     def _take(self, target: "_Target") -> "_Connection | None":
         kept = self._kept.get(target.origin, [])

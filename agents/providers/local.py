@@ -105,13 +105,6 @@ class LocalProvider:
             async for _ in batches:
                 pass
 
-    async def aclose(self) -> None:
-        """End the children; an answer that one was giving fails."""
-        for engine in self._engines.values():
-            engine.life.cancel(reason="the local provider closes")
-        for engine in self._engines.values():
-            await engine.process.wait()
-
     def _files(self) -> dict[str, Path]:
         if not engine_is_installed():
             raise _not_installed("the engine of local models (xllamacpp) is not installed")

@@ -23,7 +23,7 @@ from triops.agents.model import Done, ModelRequest, ProviderEvent
 from triops.agents.providers.draft import INVALID_ARGUMENTS, Draft, openai_usage, parse_arguments
 from triops.agents.providers.mapping import reply_limit, seen, told
 from triops.agents.providers.sse import ServerSentEvent
-from triops.agents.providers.wire import Dialect, HttpProvider
+from triops.agents.providers.wire import Dialect, HttpProvider, with_version
 
 _STOPS: dict[str, StopReason] = {"length": "length", "tool_calls": "toolUse", "function_call": "toolUse"}
 _encode_json = msgspec.json.Encoder().encode
@@ -229,3 +229,12 @@ class OpenAICompletionsProvider(HttpProvider):
     """Any server of chat completions; `base_url` is used as it is given, with or without its `/v1`."""
 
     dialect = COMPLETIONS
+
+
+class OllamaProvider(HttpProvider):
+    """Ollama through its chat completions; `base_url` may end in `/v1` or, as for its own format, not."""
+
+    dialect = COMPLETIONS
+
+    def __init__(self, *, base_url: str, **settings: Any) -> None:
+        super().__init__(base_url=with_version(base_url), **settings)

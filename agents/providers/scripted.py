@@ -23,7 +23,7 @@ from triops.agents.model import (
     ToolCallDelta,
 )
 from triops.agents.providers.draft import Draft, usage_of
-from triops.agents.providers.faults import Faults, classify
+from triops.agents.providers.faults import Faults
 from triops.agents.providers.wire import Clock, EventStream, wall_clock
 
 Step = Sequence[ProviderEvent | Exception | float]
@@ -70,9 +70,6 @@ class ScriptedProvider:
 
     async def warm(self, model: ModelInfo, system: str) -> None:
         """Nothing: it is always warm."""
-
-    async def aclose(self) -> None:
-        """Nothing: it holds nothing open."""
 
 
 @trio.as_safe_channel
@@ -123,7 +120,7 @@ def _obey(request: ModelRequest) -> Step:
         elif found["hang"]:
             step.append(math.inf)
         elif found["name"] == "FAIL":
-            step.append(classify(int(found["number"]), {}, b"", model=str(request.model.ref)))
+            step.append(Faults(str(request.model.ref)).answer(int(found["number"]), {}, b""))
         elif found["name"] == "TOKENS":
             tokens = int(found["number"])
         else:

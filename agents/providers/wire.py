@@ -64,6 +64,11 @@ class Dialect(msgspec.Struct, frozen=True):
     headers: tuple[tuple[str, str], ...] = ()
 
 
+def with_version(base_url: str) -> str:
+    """`base_url` with the `/v1` that people leave out."""
+    return f"{base_url.rstrip('/').removesuffix('/v1')}/v1"
+
+
 def key_login(api_key: ApiKey, header: str) -> Login:
     """The login of who has a key, or of who needs none: then no header is sent."""
 
@@ -88,6 +93,7 @@ class Endpoint:
         login: Login,
         headers: Mapping[str, str] | None = None,
         idle: float | None = None,
+        key_hint: str = "",
         now: Clock = wall_clock,
     ) -> None:
         self.id = id
@@ -96,6 +102,7 @@ class Endpoint:
         self.idle = default_idle(base_url) if idle is None else idle
         self.now = now
         self._login = login
+        self._key_hint = key_hint
         self._headers = dict(headers or {})
 
     async def sign(self, model: ModelInfo | None = None) -> tuple[dict[str, str], Faults]:
@@ -104,15 +111,17 @@ class Endpoint:
         extra = {**self._headers, **dict(model.headers if model else ())}
         secrets = [value.removeprefix("Bearer ") for value in (*login.values(), *extra.values())]
         asked = str(model.ref) if model else f"{self.id}'s list of models"
-        return {"user-agent": "triops", **extra, **login}, Faults(asked, [s for s in secrets if len(s) > 3])
+        return {"user-agent": "triops", **extra, **login}, Faults(
+            asked, [s for s in secrets if len(s) > 3], self._key_hint
+        )
 
 
 class HttpProvider:
     """A `Provider` that speaks one dialect to one endpoint; a format's own class only names its dialect.
 
     `idle` is in seconds; None takes the default for where `base_url` lies. `bearer` sends the key as a bearer token
-    where the dialect has a header of its own. With `discover` it asks the endpoint for its models. `http` stays its
-    owner's: `aclose` leaves it open.
+    where the dialect has a header of its own. With `discover` it asks the endpoint for its models. `key_hint` says
+    where to set the key, to who is refused. `http` stays its owner's.
     """
 
     dialect: ClassVar[Dialect]
@@ -128,12 +137,15 @@ class HttpProvider:
         idle: float | None = None,
         bearer: bool = False,
         discover: bool = False,
+        key_hint: str = "",
         now: Clock = wall_clock,
     ) -> None:
         login = key_login(api_key, "authorization" if bearer else self.dialect.key_header)
         every = {**dict(self.dialect.headers), **(headers or {})}
         self._discover = discover
-        self._endpoint = Endpoint(id=id, base_url=base_url, http=http, login=login, headers=every, idle=idle, now=now)
+        self._endpoint = Endpoint(
+            id=id, base_url=base_url, http=http, login=login, headers=every, idle=idle, key_hint=key_hint, now=now
+        )
 
     @property
     def id(self) -> str:
@@ -159,13 +171,10 @@ class HttpProvider:
             if error.kind in ("auth", "connection", "timeout", "tls_certificate"):
                 raise  # any other one comes from an endpoint without such a list: its connection stands all the same
 
-    async def aclose(self) -> None:
-        """Nothing: the connections are the HTTP client's."""
-
     async def _list_models(self) -> Any:
-        headers, _ = await self._endpoint.sign()
+        headers, faults = await self._endpoint.sign()
         url = self.dialect.models_url(self._endpoint.base_url)
-        return await self._endpoint.http.get_json(url, headers, idle=self._endpoint.idle)
+        return await self._endpoint.http.get_json(url, headers, faults, idle=self._endpoint.idle)
 
 
 EventStream = AbstractAsyncContextManager[trio.abc.ReceiveChannel[Sequence[ProviderEvent]]]

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from triops.agents.errors import ContextOverflow
-from triops.agents.providers.faults import Faults, classify, redact, retry_after
+from triops.agents.providers.faults import Faults, redact, retry_after
 
 KEY = "canary-9f2d77aa"
 
@@ -29,14 +29,22 @@ KEY = "canary-9f2d77aa"
     ],
 )
 def test_a_status_has_its_class(status: int, kind: str, retryable: bool):
-    error = classify(status, {}, b'{"error": {"message": "words"}}', model="mock/mock-1")
+    error = Faults("mock/mock-1").answer(status, {}, b'{"error": {"message": "words"}}')
     assert (error.kind, error.retryable, error.status, error.detail) == (kind, retryable, status, "words")
     assert f"HTTP {status}" in str(error) and str(error).startswith("mock/mock-1 request failed (")
 
 
 def test_a_message_is_for_people():
-    error = classify(500, {}, b"", model="mock/mock-1")
+    error = Faults("mock/mock-1").answer(500, {}, b"")
     assert str(error) == "mock/mock-1 request failed (provider internal error, HTTP 500)"
+
+
+def test_a_refused_key_is_answered_with_where_to_set_it():
+    hint = "set MOCK_API_KEY or models.providers.mock.apiKey"
+    for status in (401, 403):
+        assert str(Faults("mock/mock-1", (), hint).answer(status, {}, b"")).endswith(f"; {hint}")
+    assert hint not in str(Faults("mock/mock-1", (), hint).answer(404, {}, b""))
+    assert "check the key or login" in str(Faults("mock/mock-1").answer(401, {}, b""))
 
 
 @pytest.mark.parametrize(
@@ -50,17 +58,17 @@ def test_a_message_is_for_people():
     ],
 )
 def test_an_overflow_is_known_by_its_words(words: str):
-    error = classify(400, {}, json.dumps({"error": {"message": words}}).encode())
+    error = Faults("it").answer(400, {}, json.dumps({"error": {"message": words}}).encode())
     assert isinstance(error, ContextOverflow) and error.kind == "context_overflow" and not error.retryable
 
 
 def test_an_overflow_is_known_by_its_code_and_by_413():
-    assert isinstance(classify(400, {}, b'{"error": {"code": "context_length_exceeded"}}'), ContextOverflow)
-    assert isinstance(classify(413, {}, b""), ContextOverflow)
+    assert isinstance(Faults("it").answer(400, {}, b'{"error": {"code": "context_length_exceeded"}}'), ContextOverflow)
+    assert isinstance(Faults("it").answer(413, {}, b""), ContextOverflow)
 
 
 def test_too_many_tokens_a_minute_is_no_overflow():
-    assert classify(429, {}, b'{"error": {"message": "too many tokens per minute"}}').kind == "rate_limit"
+    assert Faults("it").answer(429, {}, b'{"error": {"message": "too many tokens per minute"}}').kind == "rate_limit"
 
 
 @pytest.mark.parametrize(
@@ -73,7 +81,7 @@ def test_too_many_tokens_a_minute_is_no_overflow():
     ],
 )
 def test_words_refine_a_status(status: int, body: bytes, kind: str):
-    error = classify(status, {}, body)
+    error = Faults("it").answer(status, {}, body)
     assert error.kind == kind and not error.retryable
 
 
@@ -92,12 +100,12 @@ def test_words_refine_a_status(status: int, body: bytes, kind: str):
     ],
 )
 def test_the_providers_words_are_found_whatever_the_shape(body: bytes, detail: str):
-    assert classify(500, {}, body).detail == detail
+    assert Faults("it").answer(500, {}, body).detail == detail
 
 
 def test_no_key_is_repeated_even_where_the_words_are_cut():
     body = json.dumps({"error": {"message": "x" * 295 + KEY + " and sk-abcdefghijkl and Bearer abcdef123456"}}).encode()
-    error = classify(401, {}, body, secrets=[KEY])
+    error = Faults("it", [KEY]).answer(401, {}, body)
     assert KEY[:5] not in error.detail and len(error.detail) <= 300
     assert redact("key sk-proj-12345678 of Bearer eyJhbGciOi.x.y") == "key [redacted] of [redacted]"
 
@@ -117,7 +125,7 @@ def test_no_key_is_repeated_even_where_the_words_are_cut():
 )
 def test_retry_after_is_seconds_or_a_date(headers: dict[str, str], seconds: float | None):
     assert retry_after(headers) == seconds
-    assert classify(429, headers, b"").retry_after == seconds
+    assert Faults("it").answer(429, headers, b"").retry_after == seconds
 
 
 @pytest.mark.parametrize(

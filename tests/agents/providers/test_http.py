@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from triops.agents.errors import ProviderError
+from triops.agents.providers.faults import Faults
 from triops.agents.providers.http import (
     CLOUD_IDLE,
     CONNECT_LIMIT,
@@ -26,6 +27,7 @@ from triops.agents.providers.http import (
 )
 
 KEY = "canary-9f2d77aa"
+FAULTS = Faults("it")
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 CUT = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}"
 Expect = Callable[..., Awaitable[ProviderError]]
@@ -48,7 +50,7 @@ def failing() -> Expect:
 async def test_a_connection_serves_one_request_after_the_other(server, http):
     server.answers = [[OK]]
     for _ in range(3):
-        assert await http.get_json(f"{server.url}/v1/models?a=b", {"X-Extra": "1"}) == {}
+        assert await http.get_json(f"{server.url}/v1/models?a=b", {"X-Extra": "1"}, FAULTS) == {}
     assert server.connections == 1
     assert server.asked[-1].target == b"/v1/models?a=b"
     assert server.header("host") == server.url.removeprefix("http://") and server.header("x-extra") == "1"
@@ -58,7 +60,7 @@ async def test_requests_at_once_have_connections_of_their_own(server, http, pati
     server.answers = [[0.05, OK]]
     async with trio.open_nursery() as nursery:
         for _ in range(3):
-            nursery.start_soon(http.get_json, server.url, {})
+            nursery.start_soon(http.get_json, server.url, {}, FAULTS)
     assert server.connections == 3
 
 
@@ -76,29 +78,27 @@ async def test_a_body_without_a_length_ends_with_its_connection(server, http):
         assert await response.body() == b"all of it"
 
 
-async def test_json_is_posted_and_bad_answers_are_typed(server, http):
-    server.answers = [[OK], [b"HTTP/1.1 401 No\r\nContent-Length: 4\r\n\r\nnope"], [OK.replace(b"{}", b"{x")]]
-    assert await http.post_json(server.url, {}, {"a": [1]}) == {}
-    assert server.bodies == [{"a": [1]}] and server.header("content-type") == "application/json"
+async def test_bad_answers_are_typed(server, http):
+    server.answers = [[b"HTTP/1.1 401 No\r\nContent-Length: 4\r\n\r\nnope"], [OK.replace(b"{}", b"{x")]]
     for kind in ("auth", "format"):
         with pytest.raises(ProviderError) as caught:
-            await http.get_json(server.url, {})
-        assert caught.value.kind == kind and server.url.removeprefix("http://") in str(caught.value)
+            await http.get_json(server.url, {}, FAULTS)
+        assert caught.value.kind == kind and str(caught.value).startswith("it ")
 
 
 async def test_a_connection_that_the_peer_closed_is_not_used_again(server, http, patient_clock):
     server.answers = [[OK, "drop"], [OK]]
-    assert await http.get_json(server.url, {}) == {}
+    assert await http.get_json(server.url, {}, FAULTS) == {}
     await trio.sleep(0.01)
-    assert await http.get_json(server.url, {}) == {}
+    assert await http.get_json(server.url, {}, FAULTS) == {}
     assert server.connections == 2
 
 
 async def test_a_connection_that_lay_unused_too_long_is_not_used_again(server, http, patient_clock):
     server.answers = [[OK]]
-    await http.get_json(server.url, {})
+    await http.get_json(server.url, {}, FAULTS)
     await trio.sleep(KEEP_ALIVE + 1)
-    await http.get_json(server.url, {})
+    await http.get_json(server.url, {}, FAULTS)
     assert server.connections == 2
 
 
@@ -118,18 +118,18 @@ def full_port() -> Iterator[int]:
 async def test_a_cancelled_connect_leaves_the_client_usable(server, http, patient_clock, full_port):
     server.answers = [[OK]]
     with trio.move_on_after(5) as scope:
-        await http.get_json(f"http://127.0.0.1:{full_port}", {})
+        await http.get_json(f"http://127.0.0.1:{full_port}", {}, FAULTS)
     assert scope.cancelled_caught
-    assert await http.get_json(server.url, {}) == {}
+    assert await http.get_json(server.url, {}, FAULTS) == {}
 
 
 @pytest.mark.parametrize("answer", [[None], [CUT, None]])
 async def test_a_cancelled_request_closes_its_connection_only(server, http, patient_clock, answer):
     server.answers = [answer, [OK]]
     with trio.move_on_after(5) as scope:
-        await http.get_json(server.url, {})
+        await http.get_json(server.url, {}, FAULTS)
     assert scope.cancelled_caught
-    assert await http.get_json(server.url, {}) == {}
+    assert await http.get_json(server.url, {}, FAULTS) == {}
     assert server.connections == 2
 
 
@@ -137,7 +137,7 @@ async def test_leaving_a_body_early_closes_its_connection(server, http):
     server.answers = [[CUT], [OK]]
     async with http.stream("GET", server.url, {}) as response:
         assert response.status == 200
-    await http.get_json(server.url, {})
+    await http.get_json(server.url, {}, FAULTS)
     assert server.connections == 2
 
 
@@ -219,7 +219,7 @@ async def test_what_is_no_address_is_said_so(http, failing, url):
 async def test_a_key_that_cannot_be_sent_is_not_repeated(server, http, key):
     server.answers = [[OK]]
     with pytest.raises(ProviderError) as caught:
-        await http.get_json(server.url, {"authorization": f"Bearer {key}"})
+        await http.get_json(server.url, {"authorization": f"Bearer {key}"}, FAULTS)
     assert "canary" not in str(caught.value) and caught.value.__cause__ is None
     assert server.asked == []
 
@@ -249,7 +249,7 @@ async def test_closing_the_client_closes_what_it_kept(server, nursery):
 
     listeners = await nursery.start(trio.serve_tcp, watch, 0)
     http = HttpClient()
-    await http.get_json(f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}", {})
+    await http.get_json(f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}", {}, FAULTS)
     await http.aclose()
     with trio.fail_after(2):
         await closed.wait()
@@ -264,8 +264,8 @@ async def test_a_unix_socket_takes_the_place_of_the_host(server, nursery, tmp_pa
     nursery.start_soon(partial(trio.serve_listeners, server.serve, [trio.SocketListener(listening)]))
     server.answers = [[OK]]
     http = HttpClient(uds=path)
-    assert await http.get_json("http://localhost/v1/models", {}) == {}
-    assert await http.get_json("http://localhost/v1/models", {}) == {}
+    assert await http.get_json("http://localhost/v1/models", {}, FAULTS) == {}
+    assert await http.get_json("http://localhost/v1/models", {}, FAULTS) == {}
     assert server.connections == 1 and server.header("host") == "localhost"
     await http.aclose()
 
@@ -338,7 +338,8 @@ async def trusting(authority):
 async def test_https_streams_and_keeps_its_connection(server, secure_url, trusting):
     server.answers = [[OK]]
     for _ in range(2):
-        assert await trusting.post_json(f"{secure_url}/v1/x?y=z", {"a": "b"}, {"q": 1}) == {}
+        async with trusting.stream("POST", f"{secure_url}/v1/x?y=z", {"a": "b"}, b'{"q": 1}') as response:
+            assert await response.body() == b"{}"
     assert server.connections == 1 and server.asked[0].target == b"/v1/x?y=z" and server.bodies[0] == {"q": 1}
 
 
@@ -361,7 +362,7 @@ async def test_a_cancelled_https_body_leaves_the_client_usable(server, secure_ur
             scope.cancel()
             await response.read()
     assert scope.cancelled_caught
-    assert await trusting.get_json(secure_url, {}) == {}
+    assert await trusting.get_json(secure_url, {}, FAULTS) == {}
 
 
 async def test_an_unknown_certificate_is_refused_for_good(secure_url, http, failing):

@@ -3,20 +3,26 @@ import sys
 
 import pytest
 
-from triops.agents.providers import open_provider
+from triops.agents.providers import APIS, open_provider
 
 
-@pytest.mark.parametrize("api", ["openai-completions", "openai-responses", "anthropic-messages", "codex", "scripted"])
+@pytest.mark.parametrize("api", APIS)
 async def test_every_api_opens_from_the_same_settings(http, api):
-    settings = {"base_url": "http://127.0.0.1:1", "headers": {}, "idle": 5.0, "api_key": "k", "bearer": False}
+    settings = {
+        "base_url": "http://127.0.0.1:1",
+        "headers": {},
+        "idle": 5.0,
+        "api_key": "k",
+        "bearer": False,
+        "key_hint": "K",
+    }
     provider = open_provider(api, id="mine", http=http, discover=False, now=lambda: 1, **settings)
     assert provider.id == "mine"
     assert await provider.resolve_dynamic("x") is None if api != "codex" else await provider.discover() == ()
-    await provider.aclose()
 
 
 def test_an_unknown_api_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"'telepathy'; known: anthropic-messages, codex, openai-completions,"):
+    with pytest.raises(ValueError, match=r"'telepathy'; known: anthropic-messages, codex, ollama, openai-completions,"):
         open_provider("telepathy")
 
 

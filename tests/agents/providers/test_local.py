@@ -165,10 +165,7 @@ async def test_an_idle_engine_is_unloaded_and_comes_back(tmp_path: Path) -> None
         await answer(provider, ask(model, "Hello"))
         second = child_of(provider)
         assert second is not first
-
-        with trio.fail_after(5):
-            await provider.aclose()
-        assert second.returncode is not None
+    assert second.returncode is not None
 
 
 @real

@@ -10,7 +10,7 @@ from triops.agents.errors import ContextOverflow, ProviderError
 from triops.agents.messages import AssistantMessage
 from triops.agents.model import Done, RetryNotice, TextDelta
 from triops.agents.providers.anthropic_messages import AnthropicMessagesProvider
-from triops.agents.providers.openai_completions import OpenAICompletionsProvider
+from triops.agents.providers.openai_completions import OllamaProvider, OpenAICompletionsProvider
 from triops.agents.providers.openai_responses import OpenAIResponsesProvider
 
 KEY = "canary-9f2d77aa"
@@ -258,6 +258,16 @@ async def test_anthropic_messages_with_a_bearer_and_a_529(server, http, ask, col
         await collect(provider, ask())
     assert (caught.value.kind, caught.value.detail) == ("overloaded", "Overloaded") and len(server.asked) == 3
     assert server.header("authorization") == f"Bearer {KEY}" and server.header("x-api-key") is None
+
+
+@pytest.mark.parametrize("base", ["", "/v1", "/v1/"])
+async def test_ollama_is_asked_in_openais_format_wherever_its_base_url_ends(server, http, ask, collect, hello, base):
+    server.answers = [[whole(*hello)]]
+    provider = OllamaProvider(id="ollama", base_url=server.url + base, http=http)
+    await collect(provider, ask())
+    assert server.asked[-1].target == b"/v1/chat/completions"
+    await provider.warm(ask().model, "")
+    assert server.asked[-1].target == b"/v1/models"
 
 
 async def test_responses_over_the_wire(server, http, ask, collect):
