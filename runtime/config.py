@@ -5,6 +5,7 @@ as `"30m"` where the type is `Duration`.
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NewType, cast, get_args
 
@@ -164,7 +165,7 @@ class ModelConfig(msgspec.Struct, frozen=True, rename="camel"):
     name: str = ""
     """For people."""
     api: str | None = None
-    """The wire format, where it is not the provider's."""
+    """Its wire format, where it is not the provider's."""
     reasoning: bool = False
     """Whether it thinks before it answers."""
     input: tuple[str, ...] = ("text",)
@@ -174,7 +175,7 @@ class ModelConfig(msgspec.Struct, frozen=True, rename="camel"):
     context_window: Count = 128_000
     """Tokens, prompt and reply together."""
     max_tokens: Count | None = None
-    """Tokens of one reply, 8,192 unless set; more than the context window is cut down to it, with a warning."""
+    """Tokens of one reply, 8,192 unless set. A request asks for half of the context window at most."""
     compat: Compat = Compat()
     """Where it differs from its wire format's reference."""
     params: dict[str, Any] = {}
@@ -185,11 +186,12 @@ class ProviderConfig(msgspec.Struct, frozen=True, rename="camel"):
     """One endpoint that serves models."""
 
     api: str | None = None
-    """The wire format: `openai-completions` (the default), `anthropic-messages` (the default of `anthropic`)."""
+    """The wire format; unset, that of `ENDPOINTS`, else `openai-completions`. The models of one that is not supported
+    cannot be asked."""
     base_url: str | None = None
-    """Where it is; unset, the provider's own."""
+    """Where it is; unset, as in `ENDPOINTS`."""
     api_key: Secret | None = None
-    """Its key; a local server takes anything or none."""
+    """Its key; unset, that of `key_variable`. A local server takes anything or none."""
     auth: Literal["api-key", "token", "oauth", "aws-sdk"] | None = None
     """How the key is sent; unset, as the wire format has it."""
     headers: dict[str, Secret] = {}
@@ -198,6 +200,40 @@ class ProviderConfig(msgspec.Struct, frozen=True, rename="camel"):
     """Limit of one silence of the provider."""
     models: tuple[ModelConfig, ...] = ()
     """What it serves, beyond what it says itself."""
+
+
+ENDPOINTS: dict[str, tuple[str, str | None]] = {
+    "openai": ("openai-completions", "https://api.openai.com/v1"),
+    "anthropic": ("anthropic-messages", "https://api.anthropic.com"),
+    "codex": ("codex", None),
+    "scripted": ("scripted", None),
+    "ollama": ("ollama", "http://127.0.0.1:11434"),
+    "lmstudio": ("openai-completions", "http://127.0.0.1:1234/v1"),
+    "llamacpp": ("openai-completions", "http://127.0.0.1:8080/v1"),
+}
+"""The wire format and the address of providers that are known by their id."""
+KEYED = ("openai", "anthropic")
+"""Those of them that answer nobody without a key."""
+
+
+def api_of(id: str, provider: ProviderConfig) -> str:
+    """The wire format of a provider."""
+    return provider.api or (ENDPOINTS[id][0] if id in ENDPOINTS else "openai-completions")
+
+
+def base_url_of(id: str, provider: ProviderConfig) -> str | None:
+    """Where a provider is; None if nobody said."""
+    return provider.base_url or (ENDPOINTS[id][1] if id in ENDPOINTS else None)
+
+
+def key_variable(id: str) -> str:
+    """The environment's variable for a provider's key."""
+    return re.sub(r"\W", "_", id, flags=re.ASCII).upper() + "_API_KEY"
+
+
+def key_hint(id: str) -> str:
+    """Where to set a provider's key, in words."""
+    return f"set {key_variable(id)} or write {join('models.providers', id)}.apiKey"
 
 
 class ModelsConfig(msgspec.Struct, frozen=True, rename="camel"):
@@ -280,6 +316,16 @@ class Config(msgspec.Struct, frozen=True, rename="camel"):
     """Variables for this file and for providers' keys."""
 
 
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_$-]+")
+
+
+def join(path: str, key: str) -> str:
+    """The path of a member, as in `agents.defaults.models["qwen/x"].alias`."""
+    if _PLAIN_KEY.fullmatch(key):
+        return f"{path}.{key}" if path else key
+    return f'{path}["{key}"]'
+
+
 def configured_models(config: Config) -> dict[ModelRef, ModelInfo]:
     """The models that stand in the configuration, in its order; `max_tokens` never above `context_window`."""
     return {
@@ -290,12 +336,11 @@ def configured_models(config: Config) -> dict[ModelRef, ModelInfo]:
 
 
 def _model_info(provider_id: str, provider: ProviderConfig, model: ModelConfig) -> ModelInfo:
-    default_api = "anthropic-messages" if provider_id == "anthropic" else "openai-completions"
     kinds = tuple(kind for kind in get_args(InputKind) if kind in model.input)
     return ModelInfo(
         ref=ModelRef(provider_id, model.id),
         name=model.name or model.id,
-        api=model.api or provider.api or default_api,
+        api=model.api or api_of(provider_id, provider),
         context_window=model.context_window,
         max_tokens=min(model.max_tokens or 8_192, model.context_window),
         input=cast("tuple[InputKind, ...]", kinds) or ("text",),

@@ -8,12 +8,23 @@ import ipaddress
 import re
 from collections.abc import Mapping
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec.structs import replace
 
-from triops.runtime.config import AuthConfig, Config, GatewayConfig, ModelConfig
-from triops.runtime.config_reader import ConfigError, ConfigReader, Fault, Notice, join
+from triops.agents.providers import APIS
+from triops.runtime.config import (
+    AuthConfig,
+    Config,
+    GatewayConfig,
+    ModelConfig,
+    ProviderConfig,
+    api_of,
+    base_url_of,
+    join,
+)
+from triops.runtime.config_reader import ConfigError, ConfigReader, Fault, Notice
 from triops.runtime.paths import Paths
 from triops.runtime.secrets import Secret
 
@@ -234,8 +245,7 @@ def _check_providers(config: Config, reader: ConfigReader) -> None:
         path = join("models.providers", id)
         if not id or "/" in id:
             reader.fault(path, "is no provider id", "use a name without a slash")
-        if provider.base_url is not None and not re.match(r"https?://[^/\s]", provider.base_url):
-            reader.fault(f"{path}.baseUrl", "is no http(s) URL", 'write one such as "http://127.0.0.1:1234"')
+        _check_endpoint(id, provider, path, reader)
         for index, model in enumerate(provider.models):
             _check_model(model, f"{path}.models[{index}]", reader)
     for name in config.agents.defaults.models:
@@ -243,10 +253,36 @@ def _check_providers(config: Config, reader: ConfigReader) -> None:
             reader.warn(join("agents.defaults.models", name), "is no provider/model; not used")
 
 
+def _check_endpoint(id: str, provider: ProviderConfig, path: str, reader: ConfigReader) -> None:
+    api, url = api_of(id, provider), base_url_of(id, provider)
+    if provider.api is not None:
+        _check_api(provider.api, f"{path}.api", reader)
+    if url is None and api in APIS and api not in ("codex", "scripted"):
+        reader.fault(f"{path}.baseUrl", "is missing", 'write one such as "http://127.0.0.1:1234/v1"')
+    elif url is not None and not _is_url(url):
+        reader.fault(f"{path}.baseUrl", "is no http(s) URL", 'write one such as "http://127.0.0.1:1234"')
+
+
+def _check_api(api: str, path: str, reader: ConfigReader) -> None:
+    if api not in APIS:
+        reader.warn(path, f"{api!r} is not supported, so what it serves cannot be asked; known: {', '.join(APIS)}")
+    elif api == "ollama":
+        reader.warn(path, "Ollama is asked in OpenAI's format: its OLLAMA_CONTEXT_LENGTH holds, not contextWindow")
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 0) >= 0
+    except ValueError:  # a port or an IPv6 address that is none
+        return False
+
+
 def _check_model(model: ModelConfig, path: str, reader: ConfigReader) -> None:
-    if model.max_tokens is not None and model.max_tokens > model.context_window:
-        reader.warn(
-            f"{path}.maxTokens",
-            f"{model.max_tokens} of {model.id} is more than its contextWindow {model.context_window}; "
-            f"{model.context_window} is used",
-        )
+    if model.api is not None:
+        _check_api(model.api, f"{path}.api", reader)
+    most = max(1, model.context_window // 2)
+    if model.max_tokens is not None and model.max_tokens > most:
+        half = "" if model.max_tokens > model.context_window else "half of "
+        excess = f"{model.max_tokens} of {model.id} is more than {half}its contextWindow {model.context_window}"
+        reader.warn(f"{path}.maxTokens", f"{excess}; a request asks for at most {most}, half of the window")

@@ -14,6 +14,7 @@ import msgspec
 
 from triops.agents.model import Compat
 from triops.runtime import config as c
+from triops.runtime.config import join
 from triops.runtime.secrets import REDACTED, Secret
 
 
@@ -108,7 +109,6 @@ S = TypeVar("S", bound=msgspec.Struct)
 _VARIABLE = re.compile(r"(\$?)\$\{([A-Z_][A-Z0-9_]*)\}")
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|[smhd]))+")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
-_PLAIN_KEY = re.compile(r"[A-Za-z0-9_$-]+")
 _PLACE = re.compile(r" - at `(?:key in )?\$(.*)`$")
 _fields = cache(msgspec.structs.fields)
 
@@ -296,10 +296,3 @@ _KINDS: dict[type, str] = {
     dict: "an object",
     list: "a list",
 }
-
-
-def join(path: str, key: str) -> str:
-    """The path of a member, as in `agents.defaults.models["qwen/x"].alias`."""
-    if _PLAIN_KEY.fullmatch(key):
-        return f"{path}.{key}" if path else key
-    return f'{path}["{key}"]'

@@ -11,6 +11,7 @@ from typing import Literal
 import msgspec
 
 from triops.agents.model import ModelInfo, ModelRef, Provider
+from triops.runtime.config import KEYED, key_hint
 from triops.runtime.errors import Invalid, Unavailable
 
 WarmState = Literal["cold", "warming", "ready", "failed"]
@@ -43,6 +44,11 @@ class ProviderEntry(msgspec.Struct, frozen=True, kw_only=True):
     why: str
     models: tuple[ModelInfo, ...] = ()
     local: bool = False
+    others: Mapping[str, Provider] = {}
+    """By wire format, who serves those models that have another one than the provider."""
+
+    def serving(self, info: ModelInfo) -> Resolved:
+        return Resolved(self.others.get(info.api, self.provider), info)
 
 
 class UnknownModel(Invalid):
@@ -83,7 +89,7 @@ class ModelCatalog:
         """A model that is known already, by reference, alias or its bare id if only one provider has it."""
         ref = self._reference(name)
         info = self._models.get(ref) if ref is not None else None
-        return Resolved(self._entries[info.ref.provider].provider, info) if info is not None else None
+        return self._entries[info.ref.provider].serving(info) if info is not None else None
 
     async def resolve(self, name: str) -> Resolved:
         """The model of a reference, alias or bare id; asks the provider's hook when no list holds it.
@@ -98,7 +104,7 @@ class ModelCatalog:
         if ref is not None and ref.provider in self._entries and self._ask is not None:
             info = await self._ask(ref)
             if info is not None:
-                return Resolved(self._entries[ref.provider].provider, info)
+                return self._entries[ref.provider].serving(info)
         raise UnknownModel(self._unknown(name, ref))
 
     def aliases_of(self, ref: ModelRef) -> str | None:
@@ -132,12 +138,13 @@ class ModelCatalog:
         near = difflib.get_close_matches(name, [*map(str, self._models), *self._aliases], n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else "; `triops models list` shows what is known"
         if ref is None or ref.provider not in self._entries:
-            return (
-                f"unknown model {name!r}: no provider of that name (known: {', '.join(self._entries) or 'none'}){hint}"
-            )
+            remedy = f"; {key_hint(ref.provider)}" if ref is not None and ref.provider in KEYED else hint
+            known = ", ".join(self._entries) or "none"
+            return f"unknown model {name!r}: no provider of that name (known: {known}){remedy}"
         state = self._states[ref.provider]
-        tried = f"provider {ref.provider} is {state.state}" + (f" ({state.reason})" if state.reason else "")
-        return f"unknown model {name!r}: {tried} and does not have it{hint}"
+        if state.state == "failed":
+            return f"model {name!r} was not found, because provider {ref.provider} failed: {state.reason}"
+        return f"unknown model {name!r}: provider {ref.provider} is {state.state} and does not have it{hint}"
 
     # -- told by the warm-up -------------------------------------------------------------------------------------------
 

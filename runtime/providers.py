@@ -5,38 +5,56 @@ In this order they are preferred when nobody chose a model. Nothing is asked her
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from triops.agents.model import ModelInfo, Provider
-from triops.agents.providers import open_provider
+from triops.agents.errors import ErrorKind, ProviderError
+from triops.agents.model import ModelInfo, ModelRequest, Provider
+from triops.agents.providers import APIS, open_provider
 from triops.agents.providers.http import HttpClient
-from triops.runtime.config import Config, ProviderConfig, configured_models
+from triops.runtime.config import (
+    ENDPOINTS,
+    KEYED,
+    Config,
+    ProviderConfig,
+    api_of,
+    base_url_of,
+    configured_models,
+    key_hint,
+    key_variable,
+)
 from triops.runtime.logs import Redactor
 from triops.runtime.models import ProviderEntry
 from triops.runtime.secrets import Secret
 
-_KNOWN: dict[str, tuple[str, str, str]] = {
-    "openai": ("openai-completions", "https://api.openai.com/v1", "OPENAI_API_KEY"),
-    "anthropic": ("anthropic-messages", "https://api.anthropic.com", "ANTHROPIC_API_KEY"),
-}
-"""Providers that need no configuration but a key: wire format, endpoint, the variable of the key."""
-
-_LOCAL: dict[str, tuple[str, str]] = {
-    "ollama": ("Ollama", "http://127.0.0.1:11434/v1"),
-    "lmstudio": ("LM Studio", "http://127.0.0.1:1234/v1"),
-    "llamacpp": ("llama.cpp", "http://127.0.0.1:8080/v1"),
-}
+_LOCAL = {"ollama": "Ollama", "lmstudio": "LM Studio", "llamacpp": "llama.cpp"}
 """Servers on this machine that are looked for, at their usual ports."""
+
+
+class Unserved:
+    """A `Provider` that cannot be asked as it is configured: whoever wants something of it is told why."""
+
+    def __init__(self, id: str, kind: ErrorKind, why: str) -> None:
+        self.id = id
+        self._kind: ErrorKind = kind
+        self._why = why
+
+    def stream(self, request: ModelRequest) -> NoReturn:
+        raise ProviderError(self._kind, f"{request.model.ref} cannot be asked: {self._why}")
+
+    async def discover(self) -> NoReturn:
+        raise ProviderError(self._kind, self._why)
+
+    async def resolve_dynamic(self, model_id: str) -> None:
+        """None: it has no models but the configured ones."""
+
+    async def warm(self, model: ModelInfo, system: str) -> NoReturn:
+        raise ProviderError(self._kind, self._why)
 
 
 def provider_entries(
     config: Config, environ: Mapping[str, str], *, http: HttpClient, embedded: Provider | None, redactor: Redactor
 ) -> list[ProviderEntry]:
-    """Every provider, the preferred first. `http` and `embedded` stay their owner's.
-
-    Raises:
-        ValueError: the configuration names a wire format that does not exist; it names the known ones.
-    """
+    """Every provider, the preferred first. `http` and `embedded` stay their owner's."""
     models = list(configured_models(config).values())
     entries = [
         _configured(id, provider, environ, [info for info in models if info.ref.provider == id], http, redactor)
@@ -45,21 +63,22 @@ def provider_entries(
     taken = set(config.models.providers)
     if config.models.mode == "replace":
         return entries
-    for id, (api, url, variable) in _KNOWN.items():
-        key = environ.get(variable)
-        if key and id not in taken:
-            redactor.add([Secret(key)])
-            provider = open_provider(api, id=id, base_url=url, api_key=key, http=http, discover=True)
-            entries.append(ProviderEntry(provider=provider, why=f"{variable} is set"))
-    if "codex" not in taken:
-        entries += _codex(environ, http)
+    for id in KEYED:
+        if environ.get(key_variable(id)) and id not in taken:
+            found = _configured(id, ProviderConfig(), environ, [], http, redactor)
+            entries.append(ProviderEntry(provider=found.provider, why=f"{key_variable(id)} is set"))
+    if "codex" not in taken and (login := _login_file(environ)).is_file():
+        provider = open_provider("codex", login_file=login, http=http)
+        entries.append(ProviderEntry(provider=provider, why="the Codex CLI is logged in"))
     if config.agents.defaults.model.primary is None:  # who chose a model is not looked for on strange ports
-        for id, (name, url) in _LOCAL.items():
+        for id, name in _LOCAL.items():
             if id not in taken:
-                provider = open_provider("openai-completions", id=id, base_url=url, http=http, discover=True)
+                api, url = ENDPOINTS[id]
+                provider = open_provider(api, id=id, base_url=url, http=http, discover=True)
                 entries.append(ProviderEntry(provider=provider, why=f"{name} answers on this machine", local=True))
     if embedded is not None:
-        entries.append(ProviderEntry(provider=embedded, why="nothing better was found", local=True))
+        why = "it is on this machine, for when nothing better is found"
+        entries.append(ProviderEntry(provider=embedded, why=why, local=True))
     return entries
 
 
@@ -71,44 +90,33 @@ def _configured(
     http: HttpClient,
     redactor: Redactor,
 ) -> ProviderEntry:
-    known = _KNOWN.get(id)
-    api = provider.api or (known[0] if known else "codex" if id == "codex" else "openai-completions")
-    key = provider.api_key.reveal() if provider.api_key else environ.get(known[2]) if known else None
-    if key is not None:
+    key = provider.api_key.reveal() if provider.api_key else environ.get(key_variable(id))
+    if key:
         redactor.add([Secret(key)])
     settings: dict[str, Any] = {
         "id": id,
-        "base_url": provider.base_url or (known[1] if known else None),
+        "base_url": base_url_of(id, provider),
         "api_key": key,
         "headers": {name: value.reveal() for name, value in provider.headers.items()},
         "idle": provider.timeout_seconds or None,
         "http": http,
         "bearer": provider.auth == "token",
         "discover": not models,
+        "key_hint": key_hint(id),
     }
-    if api == "codex":
-        settings["login_file"] = _login_file(environ)
-    if api == "scripted":
-        settings = {"id": id}
-    if settings.get("base_url", "") is None and api != "codex":
-        raise ValueError(
-            f"models.providers.{id}.baseUrl is missing: write where {id} is, such as http://127.0.0.1:1234/v1"
-        )
     given = {name: value for name, value in settings.items() if value is not None}
-    try:
-        opened = open_provider(api, **given)
-    except ValueError as error:
-        raise ValueError(f"models.providers.{id}.api: {error}") from None
-    return ProviderEntry(provider=opened, why="configured", models=tuple(models))
 
+    def opened(api: str) -> Provider:
+        if api not in APIS:
+            return Unserved(id, "unclassified", f"its api {api!r} is not supported; known: {', '.join(APIS)}")
+        if id in KEYED and not (key or provider.base_url or provider.headers):
+            return Unserved(id, "auth", f"{id} needs a key: {key_hint(id)}")
+        login = {"login_file": _login_file(environ)} if api == "codex" else {}
+        return open_provider(api, **given, **login)
 
-def _codex(environ: Mapping[str, str], http: HttpClient) -> list[ProviderEntry]:
-    """The Codex CLI's account, if it is logged in on this machine."""
-    login = _login_file(environ)
-    if not login.is_file():
-        return []
-    provider = open_provider("codex", login_file=login, http=http)
-    return [ProviderEntry(provider=provider, why="the Codex CLI is logged in")]
+    main = api_of(id, provider)
+    others = {api: opened(api) for api in {info.api for info in models} - {main}}
+    return ProviderEntry(provider=opened(main), why="configured", models=tuple(models), others=others)
 
 
 def _login_file(environ: Mapping[str, str]) -> Path:

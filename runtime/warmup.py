@@ -141,9 +141,10 @@ class Warmup:
         self._log.info("a provider is not there", provider=id, reason=reason)
 
     def _decide(self) -> None:
-        """The best of what was found: providers are listed in the order of preference."""
+        """The best of what was found: providers are listed in the order of preference, those that failed come last."""
         known = self._catalog.models()
-        for entry in self._catalog.entries():
+        failed = {state.provider for state in self._catalog.states() if state.state == "failed"}
+        for entry in sorted(self._catalog.entries(), key=lambda entry: entry.provider.id in failed):
             mine = [info for info in known if info.ref.provider == entry.provider.id]
             if mine:
                 self._catalog.choose_default(str(_preferred(mine).ref), entry.why)

@@ -24,6 +24,8 @@ class ModelServer:
         self.url = ""
         self.asked: list[tuple[str, dict[str, str], Any]] = []
         """Path, headers and body of every request."""
+        self.otherwise = 404
+        """The status of what is not served."""
 
     async def serve(self, stream: trio.SocketStream) -> None:
         connection = h11.Connection(h11.SERVER)
@@ -54,7 +56,7 @@ class ModelServer:
         kind, content = self._content(path, headers, body)
         data = connection.send(
             h11.Response(
-                status_code=200 if content else 404,
+                status_code=200 if content else self.otherwise,
                 headers=[("Content-Type", kind), ("Content-Length", str(len(content)))],
             )
         )

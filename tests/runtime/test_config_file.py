@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from triops.agents.model import ModelRef
+from triops.agents.model import ModelRef, ModelRequest
+from triops.agents.providers.mapping import reply_limit
 from triops.runtime.config import Config, configured_models
 from triops.runtime.config_file import LoadedConfig, load_config, parse_json5
 from triops.runtime.config_reader import ConfigError
@@ -82,7 +83,7 @@ def test_the_users_file_of_the_story_loads_and_says_what_was_cut_down(load: Load
     loaded = load(STORY)
     assert warnings(loaded) == [
         "models.providers.lmstudio-anthropic.models[0].maxTokens: 262144 of qwen/qwen3.5-9b is more than its "
-        "contextWindow 190000; 190000 is used"
+        "contextWindow 190000; a request asks for at most 95000, half of the window"
     ]
     ref = ModelRef.parse("lmstudio-anthropic/qwen/qwen3.5-9b")
     info = configured_models(loaded.config)[ref]
@@ -156,7 +157,7 @@ def test_what_openclaw_has_and_we_do_not_use_is_one_line(load: Load):
         """{$schema: "x", meta: {lastTouchedVersion: "1"}, channels: {telegram: {botToken: "x", enabled: "odd"}},
         gateway: {mode: "local", reload: {mode: "hybrid"}, tailscale: {mode: "off", resetOnExit: true}},
         agents: {defaults: {compaction: {mode: "safeguard"}}, entries: {main: {identity: {emoji: "x"}, tts: {}}}},
-        session: {dmScope: "main"}, hooks: {enabled: true}, models: {providers: {p: {models: [
+        session: {dmScope: "main"}, hooks: {enabled: true}, models: {providers: {p: {baseUrl: 'http://x', models: [
           {id: "m", compat: {thinkingFormat: "qwen"}}]}}}}"""
     )
     (notice,) = loaded.warnings
@@ -191,7 +192,7 @@ def test_every_queue_mode_is_known(load: Load, mode: str):
 
 
 def test_a_whole_number_may_be_written_with_an_exponent(load: Load):
-    loaded = load("{models: {providers: {p: {models: [{id: 'm', contextWindow: 1.9e5}]}}}}")
+    loaded = load("{models: {providers: {p: {baseUrl: 'http://x', models: [{id: 'm', contextWindow: 1.9e5}]}}}}")
     assert loaded.config.models.providers["p"].models[0].context_window == 190_000
 
 
@@ -232,6 +233,53 @@ def test_every_fault_is_listed_with_path_problem_and_remedy(load: Load):
         'models.providers["a/b"]: is no provider id; use a name without a slash',
         'models.providers["a/b"].baseUrl: is no http(s) URL; write one such as "http://127.0.0.1:1234"',
     ]
+
+
+@pytest.mark.parametrize("url", ["ftp://x", "http://", "http://[x", "http://x:port", "x/v1"])
+def test_a_base_url_that_is_none_is_a_fault(load: Load, url: str):
+    (said,) = faults(load, f"{{models: {{providers: {{p: {{baseUrl: '{url}'}}}}}}}}")
+    assert said.startswith("models.providers.p.baseUrl: is no http(s) URL; ")
+
+
+def test_a_provider_without_a_base_url_is_a_fault_where_nobody_knows_it(load: Load):
+    known = "openai: {}, anthropic: {}, ollama: {}, lmstudio: {}, llamacpp: {}, codex: {}, x: {api: 'codex'}"
+    load(f"{{models: {{providers: {{{known}}}}}}}")
+    (said,) = faults(load, f"{{models: {{providers: {{{known}, mine: {{api: 'openai-responses'}}}}}}}}")
+    assert said == 'models.providers.mine.baseUrl: is missing; write one such as "http://127.0.0.1:1234/v1"'
+
+
+def test_an_unknown_api_is_warned_of_and_stops_nothing(load: Load):
+    models = "models: [{id: 'm', api: 'telepathy'}]"
+    loaded = load(f"{{models: {{providers: {{p: {{api: 'google-vertex', {models}}}}}}}}}")
+    known = "known: anthropic-messages, codex, ollama, openai-completions, openai-responses, scripted"
+    assert warnings(loaded) == [
+        f"models.providers.p.api: 'google-vertex' is not supported, so what it serves cannot be asked; {known}",
+        f"models.providers.p.models[0].api: 'telepathy' is not supported, so what it serves cannot be asked; {known}",
+    ]
+
+
+def test_ollamas_own_format_is_said_to_be_replaced(load: Load):
+    (said,) = warnings(load("{models: {providers: {o: {api: 'ollama', baseUrl: 'http://127.0.0.1:11434'}}}}"))
+    assert said.startswith("models.providers.o.api: Ollama is asked in OpenAI's format") and "CONTEXT_LENGTH" in said
+
+
+@pytest.mark.parametrize(
+    ("most", "said"),
+    [
+        (1_001, "1001 of m is more than its contextWindow 1000; a request asks for at most 500, half of the window"),
+        (
+            501,
+            "501 of m is more than half of its contextWindow 1000; a request asks for at most 500, half of the window",
+        ),
+        (500, None),
+    ],
+)
+def test_what_a_reply_may_have_is_said_as_it_is_asked_for(load: Load, most: int, said: str | None):
+    model = f"{{id: 'm', contextWindow: 1000, maxTokens: {most}}}"
+    loaded = load(f"{{models: {{providers: {{p: {{baseUrl: 'http://x', models: [{model}]}}}}}}}}")
+    assert warnings(loaded) == ([f"models.providers.p.models[0].maxTokens: {said}"] if said else [])
+    (info,) = configured_models(loaded.config).values()
+    assert reply_limit(ModelRequest(model=info, system="", messages=())) == 500
 
 
 @pytest.mark.parametrize(
@@ -291,7 +339,10 @@ def test_variables_of_the_file_stand_behind_those_of_the_process(load: Load):
 def test_a_providers_key_is_a_text_or_a_reference_and_stays_unset_if_it_has_no_value(
     load: Load, written: str, expected: str | None
 ):
-    loaded = load(f"{{models: {{providers: {{p: {{apiKey: {written}, headers: {{X: {written}}}}}}}}}}}", KEY="value")
+    loaded = load(
+        f"{{models: {{providers: {{p: {{baseUrl: 'http://x', apiKey: {written}, headers: {{X: {written}}}}}}}}}}}",
+        KEY="value",
+    )
     provider = loaded.config.models.providers["p"]
     key = provider.api_key
     assert (key and key.reveal()) == expected

@@ -1,0 +1,182 @@
+"""What the configuration and the environment make of providers, and what a run hears of one that cannot be asked."""
+
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.kit.host import open_test_gateway
+from tests.kit.model_server import ModelServer, open_model_server
+
+from triops.agents.errors import ProviderError
+from triops.agents.messages import UserMessage
+from triops.agents.model import ModelRequest
+from triops.agents.providers.anthropic_messages import AnthropicMessagesProvider
+from triops.agents.providers.http import HttpClient
+from triops.agents.providers.openai_completions import OllamaProvider, OpenAICompletionsProvider
+from triops.agents.providers.scripted import ScriptedProvider
+from triops.runtime.config import Config, ModelConfig, ModelsConfig, ProviderConfig
+from triops.runtime.logs import Redactor
+from triops.runtime.models import ModelCatalog, ProviderEntry, UnknownModel
+from triops.runtime.providers import provider_entries
+from triops.runtime.secrets import Secret
+
+NO_KEY = "openai needs a key: set OPENAI_API_KEY or write models.providers.openai.apiKey"
+
+
+@pytest.fixture
+async def server() -> AsyncGenerator[ModelServer]:
+    async with open_model_server() as server:
+        yield server
+
+
+def entries(environ: dict[str, str], mode: Any = "replace", **providers: ProviderConfig) -> list[ProviderEntry]:
+    config = Config(models=ModelsConfig(mode=mode, providers=providers))
+    environ = {"CODEX_HOME": "/nowhere", **environ}
+    return provider_entries(config, environ, http=HttpClient(), embedded=None, redactor=Redactor())
+
+
+def catalog(*found: ProviderEntry) -> ModelCatalog:
+    return ModelCatalog(found, aliases={}, default=None)
+
+
+def provider(**more: Any) -> ProviderConfig:
+    return ProviderConfig(models=(ModelConfig(id="m"),), **more)
+
+
+def refusal(entry: ProviderEntry) -> str:
+    """What a run of the entry's model hears."""
+    info = entry.models[0]
+    request = ModelRequest(model=info, system="", messages=(UserMessage("Hi", timestamp=0),))
+    with pytest.raises(ProviderError) as caught:
+        entry.serving(info).provider.stream(request)
+    return str(caught.value)
+
+
+def test_a_provider_of_an_unknown_api_keeps_its_models_and_says_why_they_cannot_be_asked():
+    (entry,) = entries({}, google=provider(api="google-generative-ai"))
+    assert refusal(entry).startswith(
+        "google/m cannot be asked: its api 'google-generative-ai' is not supported; known: anthropic-messages, "
+    )
+
+
+async def test_a_provider_that_cannot_be_asked_is_shown_as_failed():
+    (entry,) = entries({}, google=provider(api="google-vertex"))
+    with pytest.raises(ProviderError, match="'google-vertex' is not supported"):
+        await entry.provider.discover()
+    with pytest.raises(ProviderError, match="'google-vertex' is not supported"):
+        await entry.provider.warm(entry.models[0], "")
+    assert await entry.provider.resolve_dynamic("m") is None
+
+
+def test_a_model_may_have_another_api_than_its_provider():
+    models = (ModelConfig(id="a"), ModelConfig(id="b", api="anthropic-messages"), ModelConfig(id="c", api="telepathy"))
+    (entry,) = entries({}, p=ProviderConfig(base_url="http://127.0.0.1:1/v1", models=models))
+    shelf = catalog(entry)
+    kinds: list[type] = []
+    for name in "ab":
+        found = shelf.find(f"p/{name}")
+        assert found is not None
+        kinds.append(type(found.provider))
+    assert kinds == [OpenAICompletionsProvider, AnthropicMessagesProvider]
+    assert refusal(ProviderEntry(provider=entry.provider, why="", models=entry.models[2:], others=entry.others)) == (
+        "p/c cannot be asked: its api 'telepathy' is not supported; known: anthropic-messages, codex, ollama, "
+        "openai-completions, openai-responses, scripted"
+    )
+
+
+def test_a_missing_key_is_named_with_its_variable_and_its_path():
+    assert refusal(entries({}, openai=provider())[0]) == f"openai/m cannot be asked: {NO_KEY}"
+    for served in (
+        entries({"OPENAI_API_KEY": "k" * 20}, openai=provider()),
+        entries({}, openai=provider(api_key=Secret("k" * 20))),
+        entries({}, openai=provider(base_url="http://127.0.0.1:1/v1")),
+    ):
+        assert isinstance(served[0].provider, OpenAICompletionsProvider)
+
+
+async def test_a_model_of_a_provider_without_configuration_and_key_names_the_variable():
+    with pytest.raises(UnknownModel, match="; set ANTHROPIC_API_KEY or write models.providers.anthropic.apiKey"):
+        await catalog().resolve("anthropic/claude")
+
+
+def test_a_key_in_the_environment_is_found_by_the_providers_id_and_hidden_from_the_log():
+    redactor, key = Redactor(), "canary-of-some-length"
+    config = Config(models=ModelsConfig(mode="replace", providers={"my-lab": provider(base_url="http://x/v1")}))
+    provider_entries(config, {"MY_LAB_API_KEY": key}, http=HttpClient(), embedded=None, redactor=redactor)
+    assert key not in redactor.clean(f"asked with {key}")
+
+
+def test_ollama_is_asked_as_openclaw_users_have_it():
+    given = entries({}, ollama=provider(), mine=provider(api="ollama", base_url="http://127.0.0.1:1"))
+    assert [type(entry.provider) for entry in given] == [OllamaProvider, OllamaProvider]
+
+
+def test_where_nothing_is_configured_keys_come_before_local_servers_and_the_embedded_model_last():
+    config, environ = Config(), {"ANTHROPIC_API_KEY": "k" * 20, "CODEX_HOME": "/nowhere"}
+    embedded = ScriptedProvider(id="local")
+    found = provider_entries(config, environ, http=HttpClient(), embedded=embedded, redactor=Redactor())
+    assert [(entry.provider.id, entry.why) for entry in found] == [
+        ("anthropic", "ANTHROPIC_API_KEY is set"),
+        ("ollama", "Ollama answers on this machine"),
+        ("lmstudio", "LM Studio answers on this machine"),
+        ("llamacpp", "llama.cpp answers on this machine"),
+        ("local", "it is on this machine, for when nothing better is found"),
+    ]
+
+
+# -- from outside ------------------------------------------------------------------------------------------------------
+
+
+def written(**providers: Any) -> dict[str, Any]:
+    return {"models": {"mode": "replace", "providers": providers}}
+
+
+GEMINI = {"api": "google-generative-ai", "models": [{"id": "gemini"}]}
+
+
+async def test_a_copied_file_with_an_unknown_api_starts_and_another_provider_answers(
+    tmp_path: Path, server: ModelServer
+) -> None:
+    local = {"api": "anthropic-messages", "baseUrl": server.url, "models": [{"id": "m"}]}
+    async with (
+        open_test_gateway(tmp_path, config=written(google=GEMINI, local=local), providers=()) as host,
+        host.client() as client,
+    ):
+        await client.say("SAY:hello", key="k")
+        assert (await client.ended("k"))["state"] == "final"
+        assert host.runtime.catalog.default == "local/m"
+        assert any(
+            record.fields.get("path") == "models.providers.google.api" and "'google-generative-ai'" in record.message
+            for record in host.warnings()
+        )
+
+
+@pytest.mark.parametrize(
+    ("providers", "primary", "cause"),
+    [
+        ({"google": GEMINI}, None, "google/gemini cannot be asked: its api 'google-generative-ai' is not supported"),
+        ({"google": GEMINI}, "google/other", "provider google failed: its api 'google-generative-ai'"),
+        ({"openai": {"models": [{"id": "gpt"}]}}, "openai/gpt", f"openai/gpt cannot be asked: {NO_KEY}"),
+        ({"openai": {}}, "openai/gpt", NO_KEY),
+    ],
+)
+async def test_a_run_of_a_model_that_cannot_be_asked_names_the_cause(
+    tmp_path: Path, providers: dict[str, Any], primary: str | None, cause: str
+) -> None:
+    config = written(**providers) | ({"agents": {"defaults": {"model": primary}}} if primary else {})
+    async with open_test_gateway(tmp_path, config=config, providers=()) as host, host.client() as client:
+        await client.say("Hi", key="k")
+        final = await client.ended("k")
+        assert final["state"] == "error" and cause in final["errorMessage"]
+
+
+async def test_a_refused_key_is_answered_with_its_variable_and_its_path(tmp_path: Path, server: ModelServer) -> None:
+    config = written(lab={"baseUrl": f"{server.url}/v1", "models": [{"id": "m"}]})
+    server.otherwise = 401
+    async with open_test_gateway(tmp_path, config=config, providers=()) as host, host.client() as client:
+        await client.say("Hi", key="k")
+        message = (await client.ended("k"))["errorMessage"]
+        assert message == (
+            "lab/m request failed (not authorised, HTTP 401); set LAB_API_KEY or write models.providers.lab.apiKey"
+        )
