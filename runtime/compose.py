@@ -24,7 +24,7 @@ from triops.runtime.cron.scheduler import CronScheduler, open_scheduler
 from triops.runtime.logs import Log, LogFile
 from triops.runtime.models import ModelCatalog, ProviderEntry
 from triops.runtime.paths import Paths
-from triops.runtime.plans import InThread, Plans
+from triops.runtime.plans import InThread, Plans, prepare_workspaces
 from triops.runtime.providers import provider_entries
 from triops.runtime.redaction import redacted, redacted_raw
 from triops.runtime.runs.lanes import Lanes
@@ -106,10 +106,11 @@ async def open_runtime(
     `store`, `providers` and `in_thread` replace the real ones. Leaving the block lets runs finish for `drain` seconds.
 
     Raises:
+        StateError: an agent's workspace cannot be used.
         Unavailable: the state cannot be opened.
-        ValueError: a provider of the configuration cannot be made.
     """
     config = loaded.config
+    prepare_workspaces(config, paths)
     async with AsyncExitStack() as stack:
         if store is None:
             store = await stack.enter_async_context(open_store(paths.database))

@@ -3,6 +3,7 @@
 A plan is keyed by model, agent, mode, the workspace's files and the day. A turn that finds its plan pays six stats.
 """
 
+import os
 import platform
 import socket
 from collections.abc import Awaitable, Callable, Mapping
@@ -17,10 +18,11 @@ from triops.agents.model import ModelInfo
 from triops.agents.prompt import AgentFacts, Mode, Plan, compile_plan
 from triops.agents.tool import AnyTool
 from triops.agents.workspace import Workspace, WorkspaceSnapshot
-from triops.runtime.agents import AgentProfile
+from triops.runtime.agents import AgentProfile, profiles
 from triops.runtime.clock import Clock
-from triops.runtime.config import Config, ToolsConfig
+from triops.runtime.config import Config, ToolsConfig, join, workspace_of
 from triops.runtime.errors import NotFound
+from triops.runtime.paths import Paths, StateError
 from triops.runtime.runs.registry import Run
 from triops.runtime.sessions import DEFAULT_AGENT, is_subagent
 
@@ -110,7 +112,6 @@ class Plans:
         home = self._homes.get(agent_id)
         if home is None:
             root = self._workspace_of(agent_id)
-            root.mkdir(mode=0o700, parents=True, exist_ok=True)
             home = self._homes[agent_id] = _Home(Workspace(root), self._tools(root))
         return home
 
@@ -132,6 +133,27 @@ class Plans:
             time_zone=zone,
             instructions=self._config.agents.defaults.system_prompt or "",
         )
+
+
+def prepare_workspaces(config: Config, paths: Paths) -> None:
+    """Make the folder of every agent. One that is lost later is made again by the first tool that writes in it.
+
+    Raises:
+        StateError: one cannot be made or written in; the message names its key in the configuration.
+    """
+    for id in profiles(config):
+        folder = workspace_of(config, paths, id)
+        own = id in config.agents.entries and config.agents.entries[id].workspace is not None
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            problem = "" if os.access(folder, os.R_OK | os.W_OK | os.X_OK) else "this user may not read and write in it"
+        except FileExistsError:
+            problem = "it is not a folder"
+        except OSError as error:
+            problem = f"it cannot be made: {error.strerror}"
+        if problem:
+            key = f"{join('agents.entries', id) if own else 'agents.defaults'}.workspace"
+            raise StateError(f"{paths.config}: {key}: {folder}: {problem}; correct that, or name another folder")
 
 
 def is_allowed(name: str, rules: ToolsConfig) -> bool:

@@ -49,10 +49,11 @@ class EditArgs(msgspec.Struct, frozen=True):
 
 
 def file_tools(root: Path) -> tuple[AnyTool, ...]:
-    """`read`, `write` and `edit` for the workspace at `root`, which must exist when they are called.
+    """`read`, `write` and `edit` for the workspace at `root`, which writing makes if it is gone.
 
     A call that is cancelled waits for its disk: a file is changed or it is not. Changes through these tools follow
-    one another, so that no edit is lost to another one.
+    one another, so that no edit is lost to another one. A file that has other names (hard links) is read; changed, it
+    is a file of its own, and the other names keep what they had.
     """
     folder = Folder(root)
     reading = trio.CapacityLimiter(READERS)

@@ -1,6 +1,8 @@
 """Files below one folder, with no way out: not by `..`, absolute paths, links, devices, nor a link swapped in between.
 
-Blocking; callers use a thread. Knows no tool. Links are not followed at all, not even those that stay inside.
+Blocking; callers use a thread. Knows no tool. Links are not followed at all, not even those that stay inside. A hard
+link is no way but a file of several names, which backups and package caches are full of: it is read like any other, and
+writing gives this name a new file, so that what other names lead to stays as it is.
 
 On POSIX each part of a path is opened relative to its parent's descriptor without following links, so that there is
 no moment between a check and its use. Windows has no such calls: there the path is resolved, and again right before
@@ -49,6 +51,8 @@ Enter = Callable[[str, Sequence[str], bool], AbstractContextManager[Place]]
 @contextmanager
 def walk(root: str, parts: Sequence[str], create: bool) -> Generator[Place]:
     """`Enter` by descriptors: for systems whose `os.open` takes `dir_fd`."""
+    if create:  # the root, too: it may have been removed since the start
+        os.makedirs(root, mode=0o700, exist_ok=True)
     at = os.open(root, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))  # the root itself may be a link: the user set it
     try:
         for name in parts:

@@ -96,7 +96,7 @@ def test_a_missing_key_is_named_with_its_variable_and_its_path():
 
 
 async def test_a_model_of_a_provider_without_configuration_and_key_names_the_variable():
-    with pytest.raises(UnknownModel, match="; set ANTHROPIC_API_KEY or write models.providers.anthropic.apiKey"):
+    with pytest.raises(UnknownModel, match=r"; set ANTHROPIC_API_KEY or write models\.providers\.anthropic\.apiKey"):
         await catalog().resolve("anthropic/claude")
 
 

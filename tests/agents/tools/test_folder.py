@@ -1,4 +1,6 @@
 import os
+import re
+import shutil
 import stat
 import threading
 from collections.abc import Callable, Generator, Sequence
@@ -103,6 +105,32 @@ def test_links_are_not_followed_not_even_inside(folder: Folder, outside: Path, r
         folder.write("folder-link/sub/new.txt", b"x")
     assert listing(outside) == {"secret.txt": SECRET}
     assert (root / "a.txt").read_bytes() == b"inside a"
+
+
+def test_a_file_of_several_names_is_read_and_writing_changes_this_name_alone(folder: Folder, outside: Path, root: Path):
+    (root / "twin").hardlink_to(outside / "secret.txt")
+    assert folder.read("twin", at_most=MAX) == (SECRET, len(SECRET))
+    folder.write("twin", b"new")
+    assert (root / "twin").read_bytes() == b"new"
+    assert listing(outside) == {"secret.txt": SECRET}
+
+
+def test_a_workspace_that_is_gone_has_no_files_and_is_made_by_writing(folder: Folder, root: Path):
+    shutil.rmtree(root)
+    with pytest.raises(ToolError, match="File not found"):
+        folder.read("a.txt", at_most=MAX)
+    assert not root.exists()
+    folder.write("notes/a.txt", b"again")
+    assert folder.read("notes/a.txt", at_most=MAX) == (b"again", 5)
+
+
+def test_a_workspace_that_became_a_file_is_said_so(folder: Folder, root: Path):
+    shutil.rmtree(root)
+    root.touch()
+    with pytest.raises(ToolError):
+        folder.read("a.txt", at_most=MAX)
+    with pytest.raises(ToolError, match=re.escape(str(root))):
+        folder.write("a.txt", b"x")
 
 
 def test_a_workspace_that_is_a_link_itself_is_the_users_choice(root: Path, tmp_path: Path):
