@@ -5,13 +5,15 @@ Knows where the files lie and how a child lives and dies; what is said to it is 
 
 import math
 import os
+import re
 import secrets
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncGenerator, AsyncIterable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 import trio
@@ -41,9 +43,9 @@ async def open_local_provider(
 ) -> AsyncGenerator["LocalProvider"]:
     """The provider `local`: every `.gguf` in `folders`, and the demonstration model if it is installed.
 
-    Children listen in `socket_folder`, which is made when the first one starts, and leave a log there. One that nobody
-    asked for `idle_unload` seconds is ended, so that its memory is free. At the end of the block all are gone, killed
-    after two seconds if need be.
+    Children listen in `socket_folder`, which is made when the first one starts. One that nobody asked for `idle_unload`
+    seconds is ended, so that its memory is free. At the end of the block all are gone, killed after two seconds if need
+    be.
     """
     async with trio.open_nursery() as nursery:
         yield LocalProvider(nursery, folders, socket_folder, idle_unload)
@@ -92,7 +94,7 @@ class LocalProvider:
         except ProviderError as error:
             if error.kind == "connection" and await engine.has_died():  # noqa: ASYNC120  # a cancellation outweighs it
                 words = f"the engine of {request.model.ref} ended while it answered; the next message starts it again"
-                raise ProviderError("connection", words, retryable=True, detail=engine.last_words()) from error
+                raise ProviderError("connection", words, retryable=True, detail=engine.last_words) from error
             raise
         finally:
             engine.release()
@@ -129,41 +131,44 @@ class LocalProvider:
     async def _serve(self, model: Path, *, task_status: trio.TaskStatus["_Engine"]) -> None:
         """Own one child from its start to its end: its own, or the end of `life`."""
         self._socket_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        log = self._socket_folder / f"{model.stem}.log"
         socket = self._socket_folder / f"{secrets.token_hex(4)}.sock"
         command = [sys.executable, "-P", "-m", "triops.agents.providers.engine", "--model", str(model)]
         command += ["--context", str(CONTEXT_WINDOW)]
         if _can_listen_at(socket):
             command += ["--socket", str(socket)]
         key = secrets.token_urlsafe(32)
-        with log.open("wb") as stderr:
+        with tempfile.TemporaryFile() as stderr:
             process = await trio.lowlevel.open_process(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr
             )
-        try:
-            address = await _start(process, key, model.stem, log)
-            base_url = f"{address.get('url', 'http://localhost')}/v1"
-            async with aclosing(HttpClient(uds=address.get("socket"))) as http:
-                client = OpenAICompletionsProvider(id=self.id, base_url=base_url, api_key=key, http=http)
-                engine = _Engine(process, client, log, self._idle_unload)
-                task_status.started(engine)
-                with engine.life:
-                    await process.wait()
-        finally:
-            with trio.move_on_after(3 * GRACE, shield=True):
-                await _end(process)
-            socket.unlink(missing_ok=True)
+            try:
+                address = await _start(process, key, model.stem, stderr)
+                base_url = f"{address.get('url', 'http://localhost')}/v1"
+                async with aclosing(HttpClient(uds=address.get("socket"))) as http:
+                    client = OpenAICompletionsProvider(id=self.id, base_url=base_url, api_key=key, http=http)
+                    engine = _Engine(process, client, self._idle_unload)
+                    task_status.started(engine)
+                    with engine.life:
+                        await process.wait()
+                    engine.last_words = _words(stderr)
+                    engine.ended.set()
+            finally:
+                with trio.move_on_after(3 * GRACE, shield=True):
+                    await _end(process)
+                socket.unlink(missing_ok=True)
 
 
 class _Engine:
     """One running child, and how many answers it owes."""
 
-    def __init__(self, process: trio.Process, client: OpenAICompletionsProvider, log: Path, idle_unload: float) -> None:
+    def __init__(self, process: trio.Process, client: OpenAICompletionsProvider, idle_unload: float) -> None:
         self.process = process
         self.client = client
         self.life = trio.CancelScope()
         """Its deadline passes when the child was idle too long; moved by `claim` and `release`."""
-        self._log = log
+        self.ended = trio.Event()
+        self.last_words = ""
+        """What llama.cpp said was wrong, once it has ended."""
         self._idle_unload = idle_unload
         self._users = 0
 
@@ -183,14 +188,11 @@ class _Engine:
     async def has_died(self) -> bool:
         """Whether the child is what failed: its sockets close a moment before it can be waited for."""
         with trio.move_on_after(0.5):
-            await self.process.wait()
+            await self.ended.wait()
         return self.is_over()
 
-    def last_words(self) -> str:
-        return _tail(self._log)
 
-
-async def _start(process: trio.Process, key: str, name: str, log: Path) -> dict[str, Any]:
+async def _start(process: trio.Process, key: str, name: str, stderr: IO[bytes]) -> dict[str, Any]:
     """Hand over the key and wait for the line that says where the child listens."""
     assert process.stdin is not None and process.stdout is not None
     line = b""
@@ -201,7 +203,10 @@ async def _start(process: trio.Process, key: str, name: str, log: Path) -> dict[
     except trio.BrokenResourceError:
         pass  # it ended before it read its key; said below
     if not line.endswith(b"\n"):
-        raise ProviderError("server_error", f"the local model {name} could not be loaded; see {log}", detail=_tail(log))
+        with trio.move_on_after(GRACE):
+            await process.wait()
+        words = _words(stderr)
+        raise ProviderError("server_error", f"the local model {name} could not be loaded: {words}", detail=words)
     return msgspec.json.decode(line, type=dict[str, Any])
 
 
@@ -235,11 +240,11 @@ def _can_listen_at(socket: Path) -> bool:
     return sys.platform != "win32" and len(os.fsencode(socket)) <= SOCKET_PATH_LIMIT
 
 
-def _tail(log: Path) -> str:
-    try:
-        return " ".join(log.read_text(encoding="utf-8", errors="replace").split())[-300:]
-    except OSError:
-        return ""
+def _words(stderr: IO[bytes]) -> str:
+    """The first words of a child that has ended: llama.cpp writes nothing but errors, the cause before what follows."""
+    stderr.seek(0)
+    text = re.sub(r"^[\d.]+ E ", "", stderr.read(4096).decode(errors="replace"), flags=re.MULTILINE)
+    return " ".join(text.split())[:300] or "it ended without a word"
 
 
 def _not_installed(what: str) -> ProviderError:
