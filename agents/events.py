@@ -1,4 +1,4 @@
-"""What a turn emits while it runs: brackets (turn ⊃ message ⊃ delta, tool start ⊃ tool end) and what lies between.
+"""What a turn emits while it runs: brackets (message ⊃ delta, tool start ⊃ tool end) and what lies between.
 
 Every start has its end on every way out, cancellation included.
 """
@@ -6,14 +6,7 @@ Every start has its end on every way out, cancellation included.
 import msgspec
 
 from triops.agents.messages import AssistantMessage, ToolCall, ToolResultMessage, UserMessage
-
-
-class TurnStart(msgspec.Struct, frozen=True):
-    """The loop begins."""
-
-
-class TurnEnd(msgspec.Struct, frozen=True):
-    """The loop is over, by whichever way."""
+from triops.agents.model import RetryNotice
 
 
 class MessageStart(msgspec.Struct, frozen=True):
@@ -41,14 +34,6 @@ class MessageEnd(msgspec.Struct, frozen=True):
     message: AssistantMessage
 
 
-class Retrying(msgspec.Struct, frozen=True):
-    attempt: int
-    max_attempts: int
-    reason: str
-    delay: float
-    """Seconds."""
-
-
 class ToolStart(msgspec.Struct, frozen=True):
     call: ToolCall
 
@@ -70,15 +55,5 @@ class Steered(msgspec.Struct, frozen=True):
 
 
 TurnEvent = (
-    TurnStart
-    | TurnEnd
-    | MessageStart
-    | TextChunk
-    | ThinkingChunk
-    | MessageEnd
-    | Retrying
-    | ToolStart
-    | ToolUpdate
-    | ToolEnd
-    | Steered
+    MessageStart | TextChunk | ThinkingChunk | MessageEnd | RetryNotice | ToolStart | ToolUpdate | ToolEnd | Steered
 )

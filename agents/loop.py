@@ -10,17 +10,7 @@ from typing import assert_never
 import msgspec
 
 from triops.agents.errors import LimitReached, ProviderError
-from triops.agents.events import (
-    MessageEnd,
-    MessageStart,
-    Retrying,
-    Steered,
-    TextChunk,
-    ThinkingChunk,
-    TurnEnd,
-    TurnEvent,
-    TurnStart,
-)
+from triops.agents.events import MessageEnd, MessageStart, Steered, TextChunk, ThinkingChunk, TurnEvent
 from triops.agents.messages import AssistantMessage, Message, ToolCall, UserMessage
 from triops.agents.model import (
     Done,
@@ -97,33 +87,29 @@ async def run_turn(
         taken.extend(steer())
         return bool(taken)
 
-    emit(TurnStart())
-    try:
-        step = 0
-        while True:
-            step += 1
-            while arrived := tuple(steer()):
-                await save(arrived)
-                messages += arrived
-                emit(Steered(arrived))
-            reply = await _ask(provider, turn, messages, step, emit, now)
-            if not reply.tool_calls:
-                return reply
-            if step >= turn.max_steps:
-                raise LimitReached(
-                    f"stopped after {step} steps: the model still wanted to call tools."
-                    " What it did is kept; send a message to let it go on"
-                )
-            results = await toolbox.run(reply.tool_calls, interrupted)
-            # In one save: what was taken in is gone from its queue, and a call must not be there without its result.
-            news = (reply, *results, *taken)
-            await save(news)
-            messages += news
-            if taken:
-                emit(Steered(tuple(taken)))
-                taken.clear()
-    finally:
-        emit(TurnEnd())
+    step = 0
+    while True:
+        step += 1
+        while arrived := tuple(steer()):
+            await save(arrived)
+            messages += arrived
+            emit(Steered(arrived))
+        reply = await _ask(provider, turn, messages, step, emit, now)
+        if not reply.tool_calls:
+            return reply
+        if step >= turn.max_steps:
+            raise LimitReached(
+                f"stopped after {step} steps: the model still wanted to call tools."
+                " What it did is kept; send a message to let it go on"
+            )
+        results = await toolbox.run(reply.tool_calls, interrupted)
+        # In one save: what was taken in is gone from its queue, and a call must not be there without its result.
+        news = (reply, *results, *taken)
+        await save(news)
+        messages += news
+        if taken:
+            emit(Steered(tuple(taken)))
+            taken.clear()
 
 
 async def _ask(
@@ -158,7 +144,7 @@ async def _ask(
                         case ToolCallDelta():
                             pass
                         case RetryNotice():
-                            emit(Retrying(event.attempt, event.max_attempts, event.reason, event.delay))
+                            emit(event)
                         case Done():
                             message = event.message
                         case _:

@@ -74,7 +74,6 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     compat: Compat = Compat()
     demo: bool = False
     """A demonstration model: gets a short prompt and no tools, and its replies say so."""
-    headers: tuple[tuple[str, str], ...] = ()
     params: tuple[tuple[str, Any], ...] = ()
 
 

@@ -10,7 +10,6 @@ from triops.agents.errors import ContextOverflow, ErrorKind, LimitReached, Provi
 from triops.agents.events import (
     MessageEnd,
     MessageStart,
-    Retrying,
     TextChunk,
     ThinkingChunk,
     ToolEnd,
@@ -21,7 +20,7 @@ from triops.agents.events import (
 from triops.agents.loop import Turn as LoopTurn
 from triops.agents.loop import run_turn
 from triops.agents.messages import AssistantMessage, Message, UserMessage, decode_message
-from triops.agents.model import ModelInfo
+from triops.agents.model import ModelInfo, RetryNotice
 from triops.agents.transcript import fit, pair, settle
 from triops.runtime.bus import Bus
 from triops.runtime.clock import Clock
@@ -116,11 +115,11 @@ class Progress:
                 if not result.is_error and call.name not in self.tools:
                     self.tools.append(call.name)
                 self._bus.publish(RunTool(run.info, run.next_seq(), now, "result", call, result))
-            case Retrying(attempt, most, reason, _):
+            case RetryNotice(attempt, most, reason, _):
                 retry = {"attempt": attempt, "maxAttempts": most, "reason": reason}
                 self.status("starting_model", retry)
             case _:
-                pass  # the turn's own brackets and steered messages are told when they are stored
+                pass  # steered messages are told when they are stored
 
 
 class ChatTurn:

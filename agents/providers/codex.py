@@ -4,8 +4,8 @@ Speaks the Responses format; knows the CLI's login file and how the account list
 real account: its tests run against a mock of one.
 """
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import trio
@@ -15,7 +15,7 @@ from triops.agents.model import InputKind, ModelInfo, ModelRef, ModelRequest
 from triops.agents.providers.faults import NOT_JSON
 from triops.agents.providers.http import HttpClient
 from triops.agents.providers.openai_responses import RESPONSES, request_fields
-from triops.agents.providers.wire import Clock, Endpoint, EventStream, stream_reply, wall_clock
+from triops.agents.providers.wire import Dialect, HttpProvider
 
 BASE_URL = "https://chatgpt.com/backend-api/codex"
 CLIENT_VERSION = "1.0.0"
@@ -26,9 +26,6 @@ def _encode(request: ModelRequest, base_url: str) -> bytes:
     """As the public API, but limits and temperature are refused and instructions are not optional."""
     body = {"instructions": "", **request_fields(request), **dict(request.model.params)}
     return msgspec.json.encode(body)
-
-
-_DIALECT = msgspec.structs.replace(RESPONSES, api="codex", encode=_encode)
 
 
 class _Tokens(msgspec.Struct):
@@ -52,12 +49,20 @@ class _Account(msgspec.Struct):
     models: list[_Listed]
 
 
-class CodexProvider:
-    """The account that the Codex CLI is logged in to.
+class CodexProvider(HttpProvider):
+    """The account that the Codex CLI is logged in to; it discovers nothing: its models are found when asked for.
 
     `login_file` is the CLI's, read anew for each request, so that its refreshed tokens are used. `http` stays its
     owner's.
     """
+
+    dialect = Dialect(
+        api="codex",
+        chat_url=RESPONSES.chat_url,
+        models_url=lambda base: f"{base}/models?client_version={CLIENT_VERSION}",
+        encode=_encode,
+        parser=RESPONSES.parser,
+    )
 
     def __init__(
         self,
@@ -66,25 +71,10 @@ class CodexProvider:
         id: str = "codex",
         base_url: str = BASE_URL,
         login_file: Path | None = None,
-        headers: Mapping[str, str] | None = None,
-        idle: float | None = None,
-        now: Clock = wall_clock,
+        **more: Any,
     ) -> None:
         self._login_file = login_file or Path.home() / ".codex" / "auth.json"
-        self._endpoint = Endpoint(
-            id=id, base_url=base_url, http=http, login=self._login, headers=headers, idle=idle, now=now
-        )
-
-    @property
-    def id(self) -> str:
-        return self._endpoint.id
-
-    def stream(self, request: ModelRequest) -> EventStream:
-        return stream_reply(self._endpoint, _DIALECT, request)
-
-    async def discover(self) -> Sequence[ModelInfo]:
-        """Nothing: the account's models are found when they are asked for."""
-        return ()
+        super().__init__(id=id, base_url=base_url, http=http, login=self._login, **more)
 
     async def resolve_dynamic(self, model_id: str) -> ModelInfo | None:
         """The model, if the account has it.
@@ -99,24 +89,18 @@ class CodexProvider:
         info = ModelInfo(
             ref=ModelRef(self.id, listed.slug),
             name=listed.display_name or listed.slug,
-            api=_DIALECT.api,
+            api=self.dialect.api,
             input=kinds,
             reasoning=bool(listed.supported_reasoning_levels),
         )
         return msgspec.structs.replace(info, context_window=listed.context_window or info.context_window)
 
-    async def warm(self, model: ModelInfo, system: str) -> None:
-        """Open the connection, by asking for the list of models."""
-        await self._list()
-
     async def _list(self) -> list[_Listed]:
-        headers, faults = await self._endpoint.sign()
-        url = f"{self._endpoint.base_url}/models?client_version={CLIENT_VERSION}"
-        answer = await self._endpoint.http.get_json(url, headers, faults, idle=self._endpoint.idle)
+        answer = await self._list_models()
         try:
             return msgspec.convert(answer, _Account).models
         except msgspec.ValidationError as error:
-            raise faults.garbled("a list of another shape", msgspec.json.encode(answer)) from error
+            raise ProviderError("format", f"{self.id}'s list of models has another shape: {error}") from error
 
     async def _login(self) -> dict[str, str]:
         try:

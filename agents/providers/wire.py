@@ -81,47 +81,13 @@ def key_login(api_key: ApiKey, header: str) -> Login:
     return login
 
 
-class Endpoint:
-    """Where a provider asks, as whom, and how much silence it bears. Holds the way to the key, never shows it."""
-
-    def __init__(
-        self,
-        *,
-        id: str,
-        base_url: str,
-        http: HttpClient,
-        login: Login,
-        headers: Mapping[str, str] | None = None,
-        idle: float | None = None,
-        key_hint: str = "",
-        now: Clock = wall_clock,
-    ) -> None:
-        self.id = id
-        self.base_url = base_url.rstrip("/")
-        self.http = http
-        self.idle = default_idle(base_url) if idle is None else idle
-        self.now = now
-        self._login = login
-        self._key_hint = key_hint
-        self._headers = dict(headers or {})
-
-    async def sign(self, model: ModelInfo | None = None) -> tuple[dict[str, str], Faults]:
-        """The headers of one request, and the maker of its errors, which knows what is secret among them."""
-        login = await self._login()
-        extra = {**self._headers, **dict(model.headers if model else ())}
-        secrets = [value.removeprefix("Bearer ") for value in (*login.values(), *extra.values())]
-        asked = str(model.ref) if model else f"{self.id}'s list of models"
-        return {"user-agent": "triops", **extra, **login}, Faults(
-            asked, [s for s in secrets if len(s) > 3], self._key_hint
-        )
-
-
 class HttpProvider:
     """A `Provider` that speaks one dialect to one endpoint; a format's own class only names its dialect.
 
     `idle` is in seconds; None takes the default for where `base_url` lies. `bearer` sends the key as a bearer token
     where the dialect has a header of its own. With `discover` it asks the endpoint for its models. `key_hint` says
-    where to set the key, to who is refused. `http` stays its owner's.
+    where to set the key, to who is refused. `login` replaces the key. `http` stays its owner's. Holds the way to what
+    is secret, never shows it.
     """
 
     dialect: ClassVar[Dialect]
@@ -133,6 +99,7 @@ class HttpProvider:
         base_url: str,
         http: HttpClient,
         api_key: ApiKey = None,
+        login: Login | None = None,
         headers: Mapping[str, str] | None = None,
         idle: float | None = None,
         bearer: bool = False,
@@ -140,25 +107,34 @@ class HttpProvider:
         key_hint: str = "",
         now: Clock = wall_clock,
     ) -> None:
-        login = key_login(api_key, "authorization" if bearer else self.dialect.key_header)
+        log_in = login or key_login(api_key, "authorization" if bearer else self.dialect.key_header)
         every = {**dict(self.dialect.headers), **(headers or {})}
-        self._discover = discover
-        self._endpoint = Endpoint(
-            id=id, base_url=base_url, http=http, login=login, headers=every, idle=idle, key_hint=key_hint, now=now
-        )
 
-    @property
-    def id(self) -> str:
-        return self._endpoint.id
+        async def secrets() -> dict[str, str]:
+            return {**every, **await log_in()}
+
+        self.id = id
+        self.base_url = base_url.rstrip("/")
+        self.http = http
+        self.idle = default_idle(base_url) if idle is None else idle
+        self.now = now
+        self._secrets = secrets
+        self._discover = discover
+        self._key_hint = key_hint
+
+    async def sign(self, asked: str) -> tuple[dict[str, str], Faults]:
+        """The headers of one request, and the maker of its errors, which knows what is secret among them."""
+        headers = await self._secrets()
+        hidden = [secret for value in headers.values() if len(secret := value.removeprefix("Bearer ")) > 3]
+        return {"user-agent": "triops", **headers}, Faults(asked, hidden, self._key_hint)
 
     def stream(self, request: ModelRequest) -> "EventStream":
-        return stream_reply(self._endpoint, self.dialect, request)
+        return stream_reply(self, request)
 
     async def discover(self) -> Sequence[ModelInfo]:
         if not self._discover:
             return ()
-        answer = await self._list_models()
-        return listed_models(answer, self.id, self.dialect.api)
+        return listed_models(await self._list_models(), self.id, self.dialect.api)
 
     async def resolve_dynamic(self, model_id: str) -> ModelInfo | None:
         return None
@@ -172,29 +148,26 @@ class HttpProvider:
                 raise  # any other one comes from an endpoint without such a list: its connection stands all the same
 
     async def _list_models(self) -> Any:
-        headers, faults = await self._endpoint.sign()
-        url = self.dialect.models_url(self._endpoint.base_url)
-        return await self._endpoint.http.get_json(url, headers, faults, idle=self._endpoint.idle)
+        headers, faults = await self.sign(f"{self.id}'s list of models")
+        return await self.http.get_json(self.dialect.models_url(self.base_url), headers, faults, idle=self.idle)
 
 
 EventStream = AbstractAsyncContextManager[trio.abc.ReceiveChannel[Sequence[ProviderEvent]]]
 
 
 @trio.as_safe_channel
-async def stream_reply(
-    endpoint: Endpoint, dialect: Dialect, request: ModelRequest
-) -> AsyncGenerator[Sequence[ProviderEvent], None]:
+async def stream_reply(provider: HttpProvider, request: ModelRequest) -> AsyncGenerator[Sequence[ProviderEvent], None]:
     """Ask, and hand over what comes, one list per network read; `Provider.stream` for every format.
 
     A failure that may pass and that came before anything was streamed is announced by a `RetryNotice` and tried
     again, at most twice and within `RETRY_BUDGET`; every other one is raised.
     """
-    body = dialect.encode(request, endpoint.base_url)
+    body = provider.dialect.encode(request, provider.base_url)
     last_start = trio.current_time() + RETRY_BUDGET
     for retry, pause in enumerate((*RETRY_PAUSES, None), start=1):
         streamed = False
         try:
-            async with _ask(endpoint, dialect, request.model, body) as answer:
+            async with _ask(provider, request.model, body) as answer:
                 while batch := await answer.batch():
                     streamed = True
                     yield batch  # noqa: ASYNC119, RUF100  as_safe_channel closes this generator where it runs
@@ -214,15 +187,15 @@ def _delay(error: ProviderError, pause: float) -> float | None:
 
 
 @asynccontextmanager
-async def _ask(endpoint: Endpoint, dialect: Dialect, model: ModelInfo, body: bytes) -> AsyncGenerator["_Answer", None]:
-    headers, faults = await endpoint.sign(model)
+async def _ask(provider: HttpProvider, model: ModelInfo, body: bytes) -> AsyncGenerator["_Answer", None]:
+    headers, faults = await provider.sign(str(model.ref))
     headers["content-type"] = "application/json"
-    draft = Draft(model, dialect.api, faults, endpoint.now)
-    url = dialect.chat_url(endpoint.base_url)
-    async with endpoint.http.stream("POST", url, headers, body, idle=endpoint.idle) as response:
+    draft = Draft(model, provider.dialect.api, faults, provider.now)
+    url = provider.dialect.chat_url(provider.base_url)
+    async with provider.http.stream("POST", url, headers, body, idle=provider.idle) as response:
         if response.status != 200 or _document_type(response):
             raise await _refusal(response, faults)
-        yield _Answer(response, dialect.parser(draft))
+        yield _Answer(response, provider.dialect.parser(draft))
 
 
 class _Answer:

@@ -13,16 +13,13 @@ from triops.agents.errors import LimitReached, ProviderError
 from triops.agents.events import (
     MessageEnd,
     MessageStart,
-    Retrying,
     Steered,
     TextChunk,
     ThinkingChunk,
     ToolEnd,
     ToolStart,
     ToolUpdate,
-    TurnEnd,
     TurnEvent,
-    TurnStart,
 )
 from triops.agents.loop import Turn, run_turn
 from triops.agents.messages import AssistantMessage, Message, Text, Thinking, ToolCall, ToolResultMessage, UserMessage
@@ -133,13 +130,11 @@ async def test_a_reply_without_tools_is_given_back_and_not_saved():
     assert reply.text == "Hello"
     assert stage.saves == []
     assert stage.events == [
-        TurnStart(),
         MessageStart(1),
         ThinkingChunk(1, "hm"),
         TextChunk(1, "Hel"),
         TextChunk(1, "lo"),
         MessageEnd(1, reply),
-        TurnEnd(),
     ]
     (request,) = stage.provider.requests
     assert (request.system, request.session_id, len(request.tools)) == ("be good", "s", 2)
@@ -227,7 +222,6 @@ async def test_the_limit_of_steps_ends_a_turn_that_never_stops_calling():
     assert isinstance(answer, AssistantMessage)
     assert isinstance(result, ToolResultMessage)
     assert (result.tool_call_id, result.text) == ("b", ABORTED)
-    assert stage.events[-1] == TurnEnd()
 
 
 async def test_a_provider_that_fails_in_the_middle_leaves_what_had_arrived():
@@ -241,7 +235,7 @@ async def test_a_provider_that_fails_in_the_middle_leaves_what_had_arrived():
     assert partial.content == (Thinking("let me"), Text("The answer"))
     assert (partial.stop_reason, partial.error_message) == ("error", "the model broke")
     assert (partial.provider, partial.model, partial.api) == ("scripted", "echo", "scripted")
-    assert [type(event) for event in stage.events[-2:]] == [MessageEnd, TurnEnd]
+    assert isinstance(stage.events[-1], MessageEnd)
 
 
 async def test_a_provider_that_fails_at_once_leaves_no_message():
@@ -290,7 +284,7 @@ async def test_a_whole_message_is_kept_whole_when_its_stream_fails_to_close():
 async def test_retries_of_the_provider_are_told():
     stage = Stage([RetryNotice(1, 3, "overloaded", 0.5), *said("Hi")])
     await stage.play()
-    assert Retrying(1, 3, "overloaded", 0.5) in stage.events
+    assert RetryNotice(1, 3, "overloaded", 0.5) in stage.events
 
 
 async def test_cancelling_while_the_model_speaks_keeps_the_partial_text(autojump_clock: MockClock):
@@ -301,7 +295,6 @@ async def test_cancelling_while_the_model_speaks_keeps_the_partial_text(autojump
     (partial,) = settle(stage.unsaved)
     assert isinstance(partial, AssistantMessage)
     assert (partial.text, partial.stop_reason, partial.error_message) == ("Once upon", "aborted", "")
-    assert stage.events[-1] == TurnEnd()
 
 
 async def test_cancelling_while_tools_run_closes_each_and_leaves_a_whole_transcript(autojump_clock: MockClock):
@@ -404,7 +397,6 @@ def test_each_start_has_its_end_and_the_transcript_is_whole_on_every_way_out(
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
 
-    assert (stage.events[0], stage.events[-1]) == (TurnStart(), TurnEnd())
     message_open: int | None = None
     tools_open: list[ToolCall] = []
     for event in stage.events:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from triops.agents.events import MessageEnd, Steered, TextChunk, ToolEnd, ToolStart, TurnEvent, TurnStart
+from triops.agents.events import MessageEnd, Steered, TextChunk, ToolEnd, ToolStart, TurnEvent
 from triops.agents.messages import (
     AssistantMessage,
     Image,
@@ -186,7 +186,7 @@ def test_what_a_turn_left_becomes_a_message_and_all_its_results():
 
 def test_a_message_of_which_nothing_arrived_is_not_settled_nor_is_what_was_steered():
     empty = AssistantMessage((), 1, stop_reason="aborted")
-    assert settle([TurnStart(), Steered((UserMessage("hi", 1),)), MessageEnd(1, empty)]) == ()
+    assert settle([Steered((UserMessage("hi", 1),)), MessageEnd(1, empty)]) == ()
 
 
 def test_a_message_cut_short_has_its_blocks_but_no_unfinished_call():

@@ -2,7 +2,6 @@ import json
 import logging
 from typing import Any
 
-import msgspec
 import pytest
 import trio
 
@@ -226,14 +225,6 @@ async def test_without_a_key_no_login_is_sent(server, http, hello, ask, collect)
     server.answers = [[whole(*hello)]]
     await collect(OpenAICompletionsProvider(id="mock", base_url=server.url, http=http), ask())
     assert server.header("authorization") is None and server.asked[-1].target == b"/chat/completions"
-
-
-async def test_a_models_own_headers_are_sent(server, provider, hello, ask, collect):
-    server.answers = [[whole(*hello)]]
-    request = ask()
-    model = msgspec.structs.replace(request.model, headers=(("x-model", "1"),))
-    await collect(provider, msgspec.structs.replace(request, model=model))
-    assert server.header("x-model") == "1"
 
 
 @pytest.mark.parametrize("base", ["", "/v1", "/v1/"])
