@@ -135,8 +135,6 @@ def history_budget(model: ModelInfo, system: str, schemas: Sequence[ToolSchema])
 
     A tenth of the window is kept free: counts of tokens are estimates here.
     """
-    if model.demo:
-        return DEMO_HISTORY
     reply = min(model.max_tokens, model.context_window // 2)
     fixed = text_tokens(system) + len(msgspec.json.encode(schemas)) // 4
     return max(0, model.context_window * 9 // 10 - reply - fixed)

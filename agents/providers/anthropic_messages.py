@@ -23,7 +23,6 @@ from triops.agents.messages import (
 from triops.agents.model import Done, ModelRequest, ProviderEvent
 from triops.agents.providers.draft import Draft, usage_of
 from triops.agents.providers.mapping import reply_limit, seen, told
-from triops.agents.providers.sse import ServerSentEvent
 from triops.agents.providers.wire import Dialect, HttpProvider, with_version
 
 _STOPS: dict[str, StopReason] = {
@@ -156,8 +155,8 @@ class MessagesParser:
         self._stop: str | None = None
         self._usage: dict[str, Any] = {}
 
-    def feed(self, event: ServerSentEvent) -> list[ProviderEvent]:
-        said = self._draft.decode(_decoder, event.data)
+    def feed(self, data: bytes) -> list[ProviderEvent]:
+        said = self._draft.decode(_decoder, data)
         match said.type:
             case "message_start" if said.message:
                 self._draft.response_id = said.message.id

@@ -42,16 +42,14 @@ class Draft:
             raise self.faults.garbled("an event that is not of its format", data) from error
 
     def text(self, key: object, delta: str) -> list[ProviderEvent]:
-        if not delta:
-            return []
-        self._piece(key, "text").parts.append(delta)
-        return [TextDelta(delta)]
+        if delta:
+            self._piece(key, "text").parts.append(delta)
+        return [TextDelta(delta)] if delta else []
 
     def thinking(self, key: object, delta: str) -> list[ProviderEvent]:
-        if not delta:
-            return []
-        self._piece(key, "thinking").parts.append(delta)
-        return [ThinkingDelta(delta)]
+        if delta:
+            self._piece(key, "thinking").parts.append(delta)
+        return [ThinkingDelta(delta)] if delta else []
 
     def sign(self, key: object, signature: str) -> None:
         """Keep what the provider wants back with its thinking."""

@@ -22,7 +22,6 @@ from triops.agents.messages import (
 from triops.agents.model import Done, ModelRequest, ProviderEvent
 from triops.agents.providers.draft import INVALID_ARGUMENTS, Draft, openai_usage, parse_arguments
 from triops.agents.providers.mapping import reply_limit, seen, told
-from triops.agents.providers.sse import ServerSentEvent
 from triops.agents.providers.wire import Dialect, HttpProvider, with_version
 
 _STOPS: dict[str, StopReason] = {"length": "length", "tool_calls": "toolUse", "function_call": "toolUse"}
@@ -149,10 +148,10 @@ class CompletionsParser:
         self._at: dict[int, int] = {}
         self._calls: list[str] = []
 
-    def feed(self, event: ServerSentEvent) -> list[ProviderEvent]:
-        if event.data.strip() == b"[DONE]":
+    def feed(self, data: bytes) -> list[ProviderEvent]:
+        if data.strip() == b"[DONE]":
             return [self._done()]
-        chunk = self._draft.decode(_decoder, event.data)
+        chunk = self._draft.decode(_decoder, data)
         if chunk.error:
             raise self._draft.faults.event(chunk.error)
         if chunk.id:

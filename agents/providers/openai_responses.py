@@ -20,7 +20,6 @@ from triops.agents.messages import (
 from triops.agents.model import Done, ModelRequest, ProviderEvent
 from triops.agents.providers.draft import Draft, openai_usage
 from triops.agents.providers.mapping import reply_limit, seen, told
-from triops.agents.providers.sse import ServerSentEvent
 from triops.agents.providers.wire import Dialect, HttpProvider
 
 _encode_json = msgspec.json.Encoder().encode
@@ -134,10 +133,10 @@ class ResponsesParser:
     def __init__(self, draft: Draft) -> None:
         self._draft = draft
 
-    def feed(self, event: ServerSentEvent) -> list[ProviderEvent]:
-        if event.data.strip() == b"[DONE]":
+    def feed(self, data: bytes) -> list[ProviderEvent]:
+        if data.strip() == b"[DONE]":
             return []  # some servers say it after `response.completed`
-        said = self._draft.decode(_decoder, event.data)
+        said = self._draft.decode(_decoder, data)
         response = said.response or _Response()
         self._draft.response_id = response.id or self._draft.response_id
         delta = said.delta if isinstance(said.delta, str) else ""

@@ -1,22 +1,13 @@
 """Server-sent events out of bytes that were cut anywhere; knows nothing of HTTP, JSON or models.
 
 The grammar is the HTML standard's (section 9.2.6, "Interpreting an event stream"); `id` and `retry` are skipped, since
-nothing here reconnects.
+nothing here reconnects, and `event`, since every format says its kind in the data, too.
 """
-
-import msgspec
 
 from triops.agents.errors import ProviderError
 
 EVENT_LIMIT = 1 << 20
 """Bytes of one line, and of one event's lines together."""
-
-
-class ServerSentEvent(msgspec.Struct, frozen=True):
-    event: str
-    """`message` where the stream named none."""
-    data: bytes
-    """The `data` lines, joined by line feeds."""
 
 
 class SseParser:
@@ -26,12 +17,11 @@ class SseParser:
         self._line = bytearray()
         self._after_cr = False
         self._first = True
-        self._event = ""
         self._data: list[bytes] = []
         self._size = 0
 
-    def feed(self, data: bytes) -> list[ServerSentEvent]:
-        """The events that `data` completes; what is incomplete waits for the next call.
+    def feed(self, data: bytes) -> list[bytes]:
+        """The events that `data` completes, of each its data; what is incomplete waits for the next call.
 
         Raises:
             ProviderError: `format`, a line or an event is longer than `EVENT_LIMIT`.
@@ -41,7 +31,7 @@ class SseParser:
         if not data:
             return []
         self._after_cr = data.endswith(b"\r")
-        events: list[ServerSentEvent] = []
+        events: list[bytes] = []
         for line in data.splitlines(keepends=True):
             self._size += len(line)
             if self._size > EVENT_LIMIT:
@@ -56,22 +46,17 @@ class SseParser:
                 events.append(event)
         return events
 
-    def _take(self, line: bytes) -> ServerSentEvent | None:
+    def _take(self, line: bytes) -> bytes | None:
         if self._first:
             self._first = False
             line = line.removeprefix(b"\xef\xbb\xbf")
         if not line:
-            return self._dispatch()
+            event = b"\n".join(self._data) if self._data else None
+            self._data, self._size = [], 0
+            return event
         name, _, value = line.partition(b":")
         if name == b"data":
             self._data.append(value.removeprefix(b" "))
-        elif name == b"event":
-            self._event = value.removeprefix(b" ").decode(errors="replace")
         elif not self._data:
             self._size = 0  # a comment between events: a stream may keep itself alive for hours with these
         return None
-
-    def _dispatch(self) -> ServerSentEvent | None:
-        event = ServerSentEvent(self._event or "message", b"\n".join(self._data)) if self._data else None
-        self._event, self._data, self._size = "", [], 0
-        return event

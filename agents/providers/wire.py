@@ -16,7 +16,7 @@ from triops.agents.model import Done, ModelInfo, ModelRef, ModelRequest, Provide
 from triops.agents.providers.draft import Draft
 from triops.agents.providers.faults import NOT_JSON, Faults
 from triops.agents.providers.http import HttpClient, Response, default_idle
-from triops.agents.providers.sse import ServerSentEvent, SseParser
+from triops.agents.providers.sse import SseParser
 
 RETRY_PAUSES = (0.5, 2.0)
 """Seconds before each further attempt, where the provider names none."""
@@ -42,8 +42,8 @@ def wall_clock() -> int:
 class Parser(Protocol):
     """One stream of one format, without IO."""
 
-    def feed(self, event: ServerSentEvent) -> Sequence[ProviderEvent]:
-        """What `event` says; `Done` ends the reply. Raises `ProviderError`."""
+    def feed(self, data: bytes) -> Sequence[ProviderEvent]:
+        """What an event with this `data` says; `Done` ends the reply. Raises `ProviderError`."""
         ...
 
     def end(self) -> Done:
@@ -67,18 +67,6 @@ class Dialect(msgspec.Struct, frozen=True):
 def with_version(base_url: str) -> str:
     """`base_url` with the `/v1` that people leave out."""
     return f"{base_url.rstrip('/').removesuffix('/v1')}/v1"
-
-
-def key_login(api_key: ApiKey, header: str) -> Login:
-    """The login of who has a key, or of who needs none: then no header is sent."""
-
-    async def login() -> dict[str, str]:
-        key = ((api_key() if callable(api_key) else api_key) or "").strip()
-        if not key:
-            return {}
-        return {header: f"Bearer {key}" if header == "authorization" else key}
-
-    return login
 
 
 class HttpProvider:
@@ -107,11 +95,14 @@ class HttpProvider:
         key_hint: str = "",
         now: Clock = wall_clock,
     ) -> None:
-        log_in = login or key_login(api_key, "authorization" if bearer else self.dialect.key_header)
+        key_header = "authorization" if bearer else self.dialect.key_header
         every = {**dict(self.dialect.headers), **(headers or {})}
 
         async def secrets() -> dict[str, str]:
-            return {**every, **await log_in()}
+            if login:
+                return {**every, **await login()}
+            key = ((api_key() if callable(api_key) else api_key) or "").strip()
+            return {**every, key_header: f"Bearer {key}" if key_header == "authorization" else key} if key else every
 
         self.id = id
         self.base_url = base_url.rstrip("/")
