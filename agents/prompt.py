@@ -96,22 +96,6 @@ def compile_plan(
     if tools and not model.compat.supports_tools:
         left_out = ("tools: this model cannot call any",)
         tools = ()
-    system, cuts = compile_system(model, agent, workspace, tools, mode, today)
-    schemas = tuple(tool.schema for tool in tools)
-    return Plan(
-        system=system,
-        facts=f"agent={agent.id} | host={agent.host} | os={agent.os} | model={model.ref}",
-        schemas=schemas,
-        tools={tool.name: tool for tool in tools},
-        history_tokens=history_budget(model, system, schemas),
-        left_out=left_out + cuts,
-    )
-
-
-def compile_system(
-    model: ModelInfo, agent: AgentFacts, workspace: WorkspaceSnapshot, tools: Sequence[AnyTool], mode: Mode, today: date
-) -> tuple[str, tuple[str, ...]]:
-    """The system prompt of the modes `full` and `minimal`, and what was left out of it."""
     files = [file for file in workspace.files if mode == "full" or file.name == "AGENTS.md"]
     project, cuts = _project(files, workspace.root, min(MAX_PROJECT, model.context_window))
     new = any(file.name == "BOOTSTRAP.md" for file in files)
@@ -127,7 +111,16 @@ def compile_system(
         f"## Date\nToday is {today:%A}, {today.isoformat()} ({agent.time_zone}).",
         f"## Conversation Context\n{agent.instructions}" if agent.instructions else "",
     ]
-    return "\n\n".join(part for part in (*stable, *volatile) if part), (*workspace.left_out, *cuts)
+    system = "\n\n".join(part for part in (*stable, *volatile) if part)
+    schemas = tuple(tool.schema for tool in tools)
+    return Plan(
+        system=system,
+        facts=f"agent={agent.id} | host={agent.host} | os={agent.os} | model={model.ref}",
+        schemas=schemas,
+        tools={tool.name: tool for tool in tools},
+        history_tokens=history_budget(model, system, schemas),
+        left_out=(*left_out, *workspace.left_out, *cuts),
+    )
 
 
 def history_budget(model: ModelInfo, system: str, schemas: Sequence[ToolSchema]) -> int:

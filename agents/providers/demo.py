@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -89,12 +90,8 @@ def _installer(by_hand: str) -> list[str]:
 
 
 def main() -> None:
-    def show(line: str) -> None:
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
-
     try:
-        install_demo(show)
+        install_demo(partial(print, flush=True))
     except InstallError as error:
         sys.exit(str(error))
 

@@ -105,14 +105,14 @@ async def _play(request: ModelRequest, step: Step, now: Clock) -> AsyncGenerator
 def _obey(request: ModelRequest) -> Step:
     """The step that the last message asks for."""
     if request.messages and isinstance(request.messages[-1], ToolResultMessage):
-        return _say(f"tool said: {_last_results(request)} [end]")
+        return [TextDelta(f"tool said: {_last_results(request)} [end]")]
     told = [message for message in request.messages if isinstance(message, UserMessage | SystemMessage)]
     text = _text(told[-1]) if told else ""
     step: list[ProviderEvent | Exception | float] = []
     tokens, pause, calls = 0, 0.0, 0
     for found in _DIRECTIVE.finditer(text):
         if found["say"] is not None:
-            step += _say(found["say"])
+            step.append(TextDelta(found["say"]))
         elif found["tool"]:
             id = f"call_{len(request.messages)}_{calls}"
             step.append(ToolCallDelta(id, found["tool"], found["arguments"].strip()))
@@ -129,11 +129,7 @@ def _obey(request: ModelRequest) -> Step:
         if pause and index:
             step.append(pause)
         step.append(TextDelta(_word(index)))
-    return step or _say(f"You said: {text}")
-
-
-def _say(text: str) -> list[ProviderEvent | Exception | float]:
-    return [TextDelta(text)]
+    return step or [TextDelta(f"You said: {text}")]
 
 
 def _word(index: int) -> str:

@@ -5,7 +5,7 @@ from functools import partial
 from io import StringIO
 from itertools import accumulate
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import trio
@@ -48,6 +48,9 @@ class EditArgs(msgspec.Struct, frozen=True):
     ]
 
 
+_Work = Callable[[Folder, Any], str]
+
+
 def file_tools(root: Path) -> tuple[AnyTool, ...]:
     """`read`, `write` and `edit` for the workspace at `root`, which writing makes if it is gone.
 
@@ -59,31 +62,20 @@ def file_tools(root: Path) -> tuple[AnyTool, ...]:
     reading = trio.CapacityLimiter(READERS)
     changing = trio.CapacityLimiter(1)
 
-    async def read(args: ReadArgs, context: ToolContext) -> ToolResult:
-        return await _in_thread("read", partial(_read, folder, args), reading)
+    def tool(
+        name: str, description: str, kind: type[msgspec.Struct], work: _Work, limiter: trio.CapacityLimiter
+    ) -> AnyTool:
+        async def run(args: msgspec.Struct, context: ToolContext) -> ToolResult:
+            return await _in_thread(name, partial(work, folder, args), limiter)
 
-    async def write(args: WriteArgs, context: ToolContext) -> ToolResult:
-        return await _in_thread("write", partial(_write, folder, args), changing)
+        return Tool(name, description, kind, run, parallel=limiter is reading)
 
-    async def edit(args: EditArgs, context: ToolContext) -> ToolResult:
-        return await _in_thread("edit", partial(_edit, folder, args), changing)
-
+    write = "Write a text file: make it, or replace all of it. Folders are made as needed."
+    edit = "Replace pieces of a text file. Each oldText must match exactly and only once."
     return (
-        Tool("read", "Read a text file, or some of its lines.", ReadArgs, read),
-        Tool(
-            "write",
-            "Write a text file: make it, or replace all of it. Folders are made as needed.",
-            WriteArgs,
-            write,
-            parallel=False,
-        ),
-        Tool(
-            "edit",
-            "Replace pieces of a text file. Each oldText must match exactly and only once.",
-            EditArgs,
-            edit,
-            parallel=False,
-        ),
+        tool("read", "Read a text file, or some of its lines.", ReadArgs, _read, reading),
+        tool("write", write, WriteArgs, _write, changing),
+        tool("edit", edit, EditArgs, _edit, changing),
     )
 
 
