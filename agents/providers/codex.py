@@ -24,8 +24,7 @@ CLIENT_VERSION = "1.0.0"
 
 def _encode(request: ModelRequest, base_url: str) -> bytes:
     """As the public API, but limits and temperature are refused and instructions are not optional."""
-    body = {"instructions": "", **request_fields(request), **dict(request.model.params)}
-    return msgspec.json.encode(body)
+    return msgspec.json.encode({"instructions": "", **request_fields(request), **dict(request.model.params)})
 
 
 class _Tokens(msgspec.Struct):

@@ -99,9 +99,8 @@ class Faults:
         return ProviderError("format", f"{self._asked} answered with {what}", detail=" ".join(words.split()))
 
     def cut(self) -> ProviderError:
-        return ProviderError(
-            "connection", f"{self._asked} request failed (the stream ended before the reply did)", retryable=True
-        )
+        words = f"{self._asked} request failed (the stream ended before the reply did)"
+        return ProviderError("connection", words, retryable=True)
 
     def empty(self, *, retryable: bool) -> ProviderError:
         return ProviderError("empty_response", f"{self._asked} answered with no content", retryable=retryable)

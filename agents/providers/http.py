@@ -327,14 +327,11 @@ def _system_tls() -> ssl.SSLContext:
 
 
 def _refused_handshake(name: str, error: BaseException) -> ProviderError:
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            advice = "add its authority to the system's store or name it in SSL_CERT_FILE"
-            return ProviderError("tls_certificate", f"{name} shows a certificate that is not trusted; {advice}")
-        if isinstance(cause, ssl.SSLError):
-            return ProviderError("connection", f"{name} does not speak TLS; check the scheme and port in baseUrl")
-        cause = cause.__cause__ or cause.__context__
+    if isinstance(error.__cause__, ssl.SSLCertVerificationError):
+        advice = "add its authority to the system's store or name it in SSL_CERT_FILE"
+        return ProviderError("tls_certificate", f"{name} shows a certificate that is not trusted; {advice}")
+    if isinstance(error.__cause__, ssl.SSLError):
+        return ProviderError("connection", f"{name} does not speak TLS; check the scheme and port in baseUrl")
     return _unreachable(name, "connection", "refused or no route")
 
 

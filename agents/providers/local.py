@@ -134,7 +134,7 @@ class LocalProvider:
         socket = self._socket_folder / f"{secrets.token_hex(4)}.sock"
         command = [sys.executable, "-P", "-m", "triops.agents.providers.engine", "--model", str(model)]
         command += ["--context", str(CONTEXT_WINDOW)]
-        if _can_listen_at(socket):
+        if sys.platform != "win32" and len(os.fsencode(socket)) <= SOCKET_PATH_LIMIT:
             command += ["--socket", str(socket)]
         key = secrets.token_urlsafe(32)
         with tempfile.TemporaryFile() as stderr:
@@ -234,10 +234,6 @@ def _describe(path: Path) -> ModelInfo:
         compat=Compat(supports_tools=not demo),
         demo=demo,
     )
-
-
-def _can_listen_at(socket: Path) -> bool:
-    return sys.platform != "win32" and len(os.fsencode(socket)) <= SOCKET_PATH_LIMIT
 
 
 def _words(stderr: IO[bytes]) -> str:

@@ -1,7 +1,6 @@
 """The file tools: `read`, `write` and `edit`, in the workspace only. Knows the words; `folder.py` keeps them inside."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from io import StringIO
 from itertools import accumulate
 from pathlib import Path
@@ -66,7 +65,10 @@ def file_tools(root: Path) -> tuple[AnyTool, ...]:
         name: str, description: str, kind: type[msgspec.Struct], work: _Work, limiter: trio.CapacityLimiter
     ) -> AnyTool:
         async def run(args: msgspec.Struct, context: ToolContext) -> ToolResult:
-            return await _in_thread(name, partial(work, folder, args), limiter)
+            try:
+                return text_result(await trio.to_thread.run_sync(work, folder, args, limiter=limiter))
+            except ToolError as error:
+                return failure(name, str(error))
 
         return Tool(name, description, kind, run, parallel=limiter is reading)
 
@@ -77,13 +79,6 @@ def file_tools(root: Path) -> tuple[AnyTool, ...]:
         tool("write", write, WriteArgs, _write, changing),
         tool("edit", edit, EditArgs, _edit, changing),
     )
-
-
-async def _in_thread(tool: str, work: Callable[[], str], limiter: trio.CapacityLimiter) -> ToolResult:
-    try:
-        return text_result(await trio.to_thread.run_sync(work, limiter=limiter))
-    except ToolError as error:
-        return failure(tool, str(error))
 
 
 def failure(tool: str, words: str) -> ToolResult:
