@@ -218,12 +218,12 @@ KEYED = ("openai", "anthropic")
 
 def api_of(id: str, provider: ProviderConfig) -> str:
     """The wire format of a provider."""
-    return provider.api or (ENDPOINTS[id][0] if id in ENDPOINTS else "openai-completions")
+    return provider.api or ENDPOINTS.get(id, ("openai-completions",))[0]
 
 
 def base_url_of(id: str, provider: ProviderConfig) -> str | None:
     """Where a provider is; None if nobody said."""
-    return provider.base_url or (ENDPOINTS[id][1] if id in ENDPOINTS else None)
+    return provider.base_url or ENDPOINTS.get(id, (None, None))[1]
 
 
 def key_variable(id: str) -> str:

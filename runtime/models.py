@@ -43,7 +43,6 @@ class ProviderEntry(msgspec.Struct, frozen=True, kw_only=True):
     provider: Provider
     why: str
     models: tuple[ModelInfo, ...] = ()
-    local: bool = False
     others: Mapping[str, Provider] = {}
     """By wire format, who serves those models that have another one than the provider."""
 

@@ -75,10 +75,10 @@ def provider_entries(
             if id not in taken:
                 api, url = ENDPOINTS[id]
                 provider = open_provider(api, id=id, base_url=url, http=http, discover=True)
-                entries.append(ProviderEntry(provider=provider, why=f"{name} answers on this machine", local=True))
+                entries.append(ProviderEntry(provider=provider, why=f"{name} answers on this machine"))
     if embedded is not None:
         why = "it is on this machine, for when nothing better is found"
-        entries.append(ProviderEntry(provider=embedded, why=why, local=True))
+        entries.append(ProviderEntry(provider=embedded, why=why))
     return entries
 
 
