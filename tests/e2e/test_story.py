@@ -225,7 +225,7 @@ async def test_the_story_with_a_local_server_of_the_messages_api(tmp_path: Path,
         story = await tell(home, transport)
     asked = [body for path, _, body in server.asked if path == "/v1/messages"]
     assert {body["model"] for body in asked} == {"qwen/qwen3.5-9b"}
-    assert max(body["max_tokens"] for body in asked) <= 190_000
+    assert {body["max_tokens"] for body in asked} == {95_000}
     assert "262144 of qwen/qwen3.5-9b is more than its contextWindow 190000" in home.said()
     assert "lm-studio-key" not in home.said()
     models = {

@@ -114,7 +114,7 @@ def started(home: Home, *prefix: str) -> Generator["subprocess.Popen[bytes]"]:
     ("config", "words"),
     [
         ({"models": {"providers": {"x": {"api": "openai-completions"}}}}, "models.providers.x.baseUrl"),
-        ({"models": {"providers": {"x": {"api": "klingon", "baseUrl": "http://127.0.0.1:1"}}}}, "klingon"),
+        ({"agents": {"defaults": {"workspace": "triops.json"}}}, "agents.defaults.workspace"),
         ({"gateway": {"port": -1}}, "gateway.port"),
     ],
 )
