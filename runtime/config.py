@@ -127,8 +127,6 @@ class Identity(msgspec.Struct, frozen=True, rename="camel"):
 
     name: str | None = None
     """Shown beside its messages."""
-    theme: str | None = None
-    """A colour or mood, for clients."""
     emoji: str | None = None
     """Its sign."""
     avatar: str | None = None
@@ -216,14 +214,10 @@ KEYED = ("openai", "anthropic")
 """Those of them that answer nobody without a key."""
 
 
-def api_of(id: str, provider: ProviderConfig) -> str:
-    """The wire format of a provider."""
-    return provider.api or ENDPOINTS.get(id, ("openai-completions",))[0]
-
-
-def base_url_of(id: str, provider: ProviderConfig) -> str | None:
-    """Where a provider is; None if nobody said."""
-    return provider.base_url or ENDPOINTS.get(id, (None, None))[1]
+def endpoint_of(id: str, provider: ProviderConfig) -> tuple[str, str | None]:
+    """The wire format of a provider, and where it is; None if nobody said."""
+    api, url = ENDPOINTS.get(id, ("openai-completions", None))
+    return provider.api or api, provider.base_url or url
 
 
 def key_variable(id: str) -> str:
@@ -340,7 +334,7 @@ def _model_info(provider_id: str, provider: ProviderConfig, model: ModelConfig) 
     return ModelInfo(
         ref=ModelRef(provider_id, model.id),
         name=model.name or model.id,
-        api=model.api or api_of(provider_id, provider),
+        api=model.api or endpoint_of(provider_id, provider)[0],
         context_window=model.context_window,
         max_tokens=min(model.max_tokens or 8_192, model.context_window),
         input=cast("tuple[InputKind, ...]", kinds) or ("text",),

@@ -14,16 +14,7 @@ import msgspec
 from msgspec.structs import replace
 
 from triops.agents.providers import APIS
-from triops.runtime.config import (
-    AuthConfig,
-    Config,
-    GatewayConfig,
-    ModelConfig,
-    ProviderConfig,
-    api_of,
-    base_url_of,
-    join,
-)
+from triops.runtime.config import AuthConfig, Config, GatewayConfig, ModelConfig, ProviderConfig, endpoint_of, join
 from triops.runtime.config_reader import ConfigError, ConfigReader, Fault, Notice
 from triops.runtime.paths import Paths
 from triops.runtime.secrets import Secret
@@ -254,7 +245,7 @@ def _check_providers(config: Config, reader: ConfigReader) -> None:
 
 
 def _check_endpoint(id: str, provider: ProviderConfig, path: str, reader: ConfigReader) -> None:
-    api, url = api_of(id, provider), base_url_of(id, provider)
+    api, url = endpoint_of(id, provider)
     if provider.api is not None:
         _check_api(provider.api, f"{path}.api", reader)
     if url is None and api in APIS and api not in ("codex", "scripted"):

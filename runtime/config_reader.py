@@ -70,6 +70,7 @@ UNUSED: dict[type, str] = {
     c.AgentEntry: "agentDir cwd utilityModel models params thinkingDefault reasoningDefault fastModeDefault"
     " verboseDefault skills groupChat heartbeat subagents tts runtime contextInjection bootstrapMaxChars"
     " bootstrapTotalMaxChars contextLimits skillsLimits default",
+    c.Identity: "theme",
     c.ProviderConfig: "authHeader maxTokens injectNumCtxForOpenAICompat request localService agentRuntime params",
     c.ModelConfig: "contextTokens headers",
     Compat: "supportsPromptCacheKey supportsReasoningEffort supportedReasoningEfforts reasoningEffortMap"

@@ -16,9 +16,8 @@ from triops.runtime.config import (
     KEYED,
     Config,
     ProviderConfig,
-    api_of,
-    base_url_of,
     configured_models,
+    endpoint_of,
     key_hint,
     key_variable,
 )
@@ -77,8 +76,7 @@ def provider_entries(
                 provider = open_provider(api, id=id, base_url=url, http=http, discover=True)
                 entries.append(ProviderEntry(provider=provider, why=f"{name} answers on this machine"))
     if embedded is not None:
-        why = "it is on this machine, for when nothing better is found"
-        entries.append(ProviderEntry(provider=embedded, why=why))
+        entries.append(ProviderEntry(provider=embedded, why="it is on this machine, for when nothing better is found"))
     return entries
 
 
@@ -90,12 +88,13 @@ def _configured(
     http: HttpClient,
     redactor: Redactor,
 ) -> ProviderEntry:
+    main, url = endpoint_of(id, provider)
     key = provider.api_key.reveal() if provider.api_key else environ.get(key_variable(id))
     if key:
         redactor.add([Secret(key)])
     settings: dict[str, Any] = {
         "id": id,
-        "base_url": base_url_of(id, provider),
+        "base_url": url,
         "api_key": key,
         "headers": {name: value.reveal() for name, value in provider.headers.items()},
         "idle": provider.timeout_seconds or None,
@@ -114,7 +113,6 @@ def _configured(
         login = {"login_file": _login_file(environ)} if api == "codex" else {}
         return open_provider(api, **given, **login)
 
-    main = api_of(id, provider)
     others = {api: opened(api) for api in {info.api for info in models} - {main}}
     return ProviderEntry(provider=opened(main), why="configured", models=tuple(models), others=others)
 
