@@ -72,12 +72,9 @@ async def open_host(
         config = loaded.config.gateway
         wanted = config.port if port is None else port
         async with AsyncExitStack() as parts:
-            try:
-                runtime = await parts.enter_async_context(
-                    open_runtime(loaded, paths, log=log, log_file=file, secret=secret)
-                )
-            except* ValueError as group:  # of the configuration; one that comes later is a crash
-                raise StateError(f"{paths.config}: {'; '.join(map(str, leaves(group)))}") from group
+            runtime = await parts.enter_async_context(
+                open_runtime(loaded, paths, log=log, log_file=file, secret=secret)
+            )
             listeners = await open_listeners(config.host, wanted, any_port=any_port)
             gateway = await parts.enter_async_context(
                 open_gateway(runtime, listeners, host=config.host, version=__version__)

@@ -132,6 +132,7 @@ async def open_runtime(
             tools=lambda root: (*file_tools(root), *session_tools.tools()),
             clock=clock,
             in_thread=in_thread or trio.to_thread.run_sync,
+            log=log,
         )
         warmup = stack.enter_context(
             open_warmup(catalog, bus=bus, clock=clock, log=log.bind("warmup"), system_prompt=plans.warm_prompt)

@@ -22,6 +22,7 @@ from triops.runtime.agents import AgentProfile, profiles
 from triops.runtime.clock import Clock
 from triops.runtime.config import Config, ToolsConfig, join, workspace_of
 from triops.runtime.errors import NotFound
+from triops.runtime.logs import Log
 from triops.runtime.paths import Paths, StateError
 from triops.runtime.runs.registry import Run
 from triops.runtime.sessions import DEFAULT_AGENT, is_subagent
@@ -59,6 +60,7 @@ class Plans:
         tools: Toolset,
         clock: Clock,
         in_thread: InThread,
+        log: Log,
     ) -> None:
         self._agents = agents
         self._config = config
@@ -66,6 +68,7 @@ class Plans:
         self._tools = tools
         self._clock = clock
         self._in_thread = in_thread
+        self._log = log
         self._homes: dict[str, _Home] = {}
         self._plans: dict[object, Plan] = {}
         zone = config.agents.defaults.user_timezone
@@ -106,6 +109,8 @@ class Plans:
                 self._plans.clear()
             tools = self._allowed(self._home(agent_id).tools, mode)
             plan = self._plans[key] = compile_plan(model, self._facts(agent_id), snapshot, tools, mode, today)
+            for part in plan.left_out:
+                self._log.info("left out of the prompt", agent=agent_id, model=model.ref, what=part)
         return plan
 
     def _home(self, agent_id: str) -> _Home:

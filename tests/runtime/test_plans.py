@@ -59,3 +59,16 @@ async def test_a_workspace_that_is_lost_while_the_gateway_runs_costs_no_run(tmp_
         await client.say('CALL:write {"path": "a.txt", "content": "kept"}', key="k")
         assert (await client.ended("k"))["state"] == "final"
     assert (tmp_path / "w" / "a.txt").read_text() == "kept"
+
+
+async def test_what_a_prompt_leaves_out_is_logged_once(tmp_path: Path) -> None:
+    agents: dict[str, Any] = ECHO["agents"]
+    config = {"agents": {"defaults": agents["defaults"] | {"workspace": str(tmp_path / "w")}}}
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "AGENTS.md").write_text("x" * 200_000)
+    async with open_test_gateway(tmp_path, config=config) as host, host.client() as client:
+        for key in ("k1", "k2"):
+            await client.say("hello", key=key)
+            assert (await client.ended(key))["state"] == "final"
+    said = [str(record.fields["what"]) for record in host.log if record.message == "left out of the prompt"]
+    assert len(said) == 1 and said[0].startswith("AGENTS.md: ")
