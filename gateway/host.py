@@ -21,7 +21,7 @@ from triops.runtime.compose import open_runtime
 from triops.runtime.config_file import LoadedConfig
 from triops.runtime.instance import hold_instance
 from triops.runtime.logs import Console, Log, LogFile
-from triops.runtime.paths import Paths, StateError, locate, prepare_state
+from triops.runtime.paths import Paths, locate, prepare_state
 from triops.runtime.secrets import Secret, load_or_create_token
 
 
