@@ -84,8 +84,9 @@ class Connection:
         """It has not been let in yet."""
         return self._session.state in (State.NEW, State.CONNECT, State.DECIDING)
 
-    async def serve(self, nursery: trio.Nursery) -> None:
-        """Talk until either side closes. `nursery` is this connection's own."""
+    async def serve(self, nursery: trio.Nursery) -> bool:
+        """Talk until either side closes; whether the peer was stopped in the middle of what it sends. `nursery` is this
+        connection's own."""
         nursery.start_soon(self._write, nursery, name="writer")
         nursery.start_soon(self._keep_handshake_time, name="handshake deadline")
         try:
@@ -102,8 +103,7 @@ class Connection:
             if self._transport.overflowed:
                 self._close = Close(TOO_BIG, "preauth payload too large")
                 await self._transport.send_all(close_frame(self._close.code, self._close.reason))
-            if self._transport.overflowed or (closed.reason is not None and closed.reason.code == TOO_BIG):
-                await self._transport.linger()
+            return self._transport.overflowed or (closed.reason is not None and closed.reason.code == TOO_BIG)
 
     def left(self) -> None:
         """The socket is gone and no task of this connection runs any more: nobody need tell it anything."""
@@ -308,6 +308,7 @@ async def serve_websocket(
     `opened` is told of the connection, so that a shutdown can close it. The transport is closed at the end.
     """
     transport.cap(PREAUTH_BYTES)
+    cut_short = False
     try:
         async with trio.open_nursery() as nursery:
             with trio.fail_after(HANDSHAKE_SECONDS):
@@ -317,8 +318,10 @@ async def serve_websocket(
                 ws = await request.accept()
             connection = Connection(ws, transport, caller, services, door)
             opened(connection)
-            await connection.serve(nursery)
+            cut_short = await connection.serve(nursery)
             nursery.cancel_scope.cancel(reason="the connection is over")
+        if cut_short:
+            await transport.linger()  # only here does the library, which reads on after a message too big, read no more
     except* (ConnectionClosed, HandshakeError, LocalProtocolError, trio.TooSlowError, *Broken):
         # The peer left, or never meant it. The library sends what a closing connection cannot send any more, from its
         # own reader too (a pong), and says so by LocalProtocolError.
