@@ -3,7 +3,14 @@
 from collections.abc import Generator
 
 import pytest
+from tests.kit.node import installed
 from tests.kit.schema import Watch, watched
+
+
+@pytest.fixture(autouse=True, scope="session")
+def reference() -> None:
+    """The published packages are there; where they cannot be had, it is tried and said once."""
+    installed()
 
 
 @pytest.fixture(autouse=True)
