@@ -52,7 +52,7 @@ def status(run: RunInfo, seq: int, ts: int, phase: str, retry: dict[str, Any] | 
         seq=seq,
         state="status",
         phase=phase,
-        retry=retry,
+        retry=retry if retry is not None and retry["reason"] == "rate_limit" else None,  # clients know no other reason
     )
     data: dict[str, Any] = {"phase": phase} if retry is None else {"phase": "retrying", **retry}
     return chat, agent_event(run, seq, ts, "run_status", data)

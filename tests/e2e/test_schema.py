@@ -12,6 +12,7 @@ from tests.kit.host import ECHO, open_test_gateway
 from tests.kit.schema import Watch, published_faults, shape_faults
 from tests.kit.wire import Client, Refused
 
+from triops.agents.model import RetryNotice, TextDelta
 from triops.gateway.hello import EVENTS
 from triops.gateway.methods import METHODS
 
@@ -38,6 +39,8 @@ async def every_method(client: Client) -> set[str]:
     await client.terminal("tool2")
     await ask("chat.send", sessionKey="main", message="FAIL:400", idempotencyKey="fails")
     await client.terminal("fails")
+    await ask("chat.send", sessionKey="main", message="FAIL:500", idempotencyKey="retried")
+    await client.terminal("retried")
     await ask("chat.send", sessionKey="main", message="HANG", idempotencyKey="hangs")
     await ask("chat.send", sessionKey="main", message="SAY:later", idempotencyKey="waits", queueMode="followup")
     await ask("agent.wait", runId="waits", timeoutMs=0)
@@ -100,6 +103,18 @@ async def test_every_answer_and_every_event_fits(tmp_path: Path, autojump_clock:
     assert set(EVENTS) - sent <= {"chat.metadata.changed"}, "make the new event happen in `every_method`"
 
 
+async def test_what_is_told_of_a_call_that_is_made_again_fits(tmp_path: Path, autojump_clock: Clock) -> None:
+    notices = [RetryNotice(attempt, 3, reason, 1.0) for attempt, reason in enumerate(("rate_limit", "server_error"), 1)]
+    async with open_test_gateway(tmp_path, script=[[*notices, TextDelta("at last")]], virtual=True) as host:
+        async with host.client() as client:
+            await client.say("hi", key="k")
+            assert (await client.terminal("k"))["state"] == "final"
+            told = [payload for payload in client.events("chat", "k") if payload["state"] == "status"]
+            assert [payload.get("retry", {}).get("reason") for payload in told] == ["rate_limit", None]
+            data = [payload["data"] for payload in client.events("agent", "k") if payload["stream"] == "run_status"]
+            assert [retry["reason"] for retry in data] == ["rate_limit", "server_error"]
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -138,5 +153,5 @@ def test_a_number_that_is_left_out_is_found() -> None:
 
 
 def test_the_extras_name_definitions_that_exist() -> None:
-    known = {*schema.ANSWERS.values(), *schema.MEMBERS.values(), *schema.EVENTS.values(), "EventFrame", "ResponseFrame"}
+    known = {*schema.ANSWERS.values(), *schema.MEMBERS.values(), *schema.EVENTS.values(), *schema.CHAT.values()}
     assert set(schema.BEYOND) <= known

@@ -40,6 +40,9 @@ def test_a_status_is_a_chat_and_an_agent_event_of_one_seq() -> None:
     chat, agent = wire.status(RUN, 3, 50, "starting_model", retry)
     assert shown(chat)["retry"] == retry
     assert shown(agent)["data"] == {"phase": "retrying", **retry}
+    chat, agent = wire.status(RUN, 3, 50, "starting_model", retry | {"reason": "server_error"})
+    assert "retry" not in shown(chat)
+    assert shown(agent)["data"]["reason"] == "server_error"
 
 
 def test_a_delta_carries_what_is_new_and_the_whole() -> None:

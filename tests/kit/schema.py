@@ -66,6 +66,7 @@ BEYOND: dict[str, dict[Place, tuple[str, ...]]] = {
     # session's row too.
     "AgentEvent": {(): ("sessionKey", "agentId", "sessionId", "lane", "session")},
     "ChannelsStatusResult": {(): ("statusIssues",)},
+    "ChatStatusEvent": {(): ("retry",)},
     "CronJob": {(): ("effectiveAgentId",)},  # in cron.list
     "HelloOk": {("auth",): ("method",), ("snapshot", "presence", "*"): ("clientId",)},
     "PresenceEntry": {(): ("clientId",)},
@@ -107,6 +108,7 @@ OURS: dict[str, tuple[str, ...]] = {
     "chat error": ("stopReason", "spawnedBy"),
     "chat error.errorDetail": ("httpStatus",),
     "chat final": ("spawnedBy",),
+    "chat status": ("retry", "spawnedBy"),
     "event health.agents[]": ("name",),
     "event session.message.message": ("details", "errorMessage", "isError", "source", "toolCallId", "toolName"),
     "event sessions.changed": (
