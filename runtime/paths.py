@@ -16,6 +16,7 @@ import msgspec
 
 FOLDER_MODE = 0o700
 FILE_MODE = 0o600
+OTHER_FOLDER = "let this user write there, or set TRIOPS_STATE_DIR to another folder"
 
 
 class StateError(Exception):
@@ -104,7 +105,7 @@ def private_folder(path: Path) -> str | None:
     except FileExistsError:
         raise StateError(f"{path} is not a folder; move it away or set TRIOPS_STATE_DIR") from None
     except OSError as error:
-        raise StateError(f"cannot make the folder {path}: {error.strerror}; set TRIOPS_STATE_DIR") from error
+        raise StateError(f"cannot make the folder {path}: {error.strerror}; {OTHER_FOLDER}") from error
     return _narrow(path, FOLDER_MODE)
 
 
@@ -163,7 +164,7 @@ def _explained(what: str, path: Path) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        raise StateError(f"cannot {what} {path}: {error.strerror}") from error
+        raise StateError(f"cannot {what} {path}: {error.strerror}; {OTHER_FOLDER}") from error
 
 
 if sys.platform == "win32":

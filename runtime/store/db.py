@@ -22,6 +22,9 @@ class Db(Protocol):
     """One connection, inside one transaction. Lives in its thread: nothing of it may leave the function."""
 
     @property
+    def filename(self) -> str: ...
+
+    @property
     def in_transaction(self) -> bool: ...
 
     def execute(self, statements: str, bindings: Sequence[Value] = (), /) -> Rows: ...

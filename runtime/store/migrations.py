@@ -20,7 +20,8 @@ def migrate(db: Db) -> None:
     """
     ((version,),) = db.execute("PRAGMA user_version").fetchall()
     if version > VERSION:
-        raise StateTooNew(f"the state has version {version}, this Triops knows up to {VERSION}; install a newer Triops")
+        words = f"the state at {db.filename} has version {version}, this Triops knows up to {VERSION}"
+        raise StateTooNew(f"{words}; install a newer Triops, or set TRIOPS_STATE_DIR to another folder")
     if version == VERSION:
         return
     schema = resources.files("triops.runtime.store").joinpath("schema.sql").read_text("utf-8")

@@ -21,7 +21,7 @@ import msgspec
 import trio
 
 from triops.runtime.errors import RuntimeFault, Unavailable
-from triops.runtime.paths import StateError, open_private
+from triops.runtime.paths import OTHER_FOLDER, open_private
 from triops.runtime.store.db import Db, Transaction
 from triops.runtime.store.migrations import migrate
 
@@ -29,6 +29,14 @@ T = TypeVar("T")
 
 GROUP = 256
 """Transactions that may share one commit. More wait for the next, some milliseconds later."""
+
+_ADVICE: dict[type[Exception], str] = {
+    apsw.BusyError: "another program holds it: close that one, then try again",
+    apsw.CorruptError: "it is damaged: put a backup in its place, or move it and its -wal aside to start afresh",
+    apsw.FullError: "its disk is full: make room, then try again",
+    apsw.ReadOnlyError: OTHER_FOLDER,
+    apsw.CantOpenError: OTHER_FOLDER,
+}
 
 
 class Outcome(msgspec.Struct, Generic[T]):
@@ -109,7 +117,9 @@ class Waiter(Generic[T]):
 class SqliteStore:
     """The `Store` on this machine's disk; see `open_store`."""
 
-    def __init__(self, writer: Db, reader: Db, token: trio.lowlevel.TrioToken) -> None:
+    def __init__(self, path: Path, writer: Db, reader: Db, token: trio.lowlevel.TrioToken) -> None:
+        self._path = path
+        self._file = path.stat()
         self._writer = writer
         self._reader = reader
         self._token = token
@@ -150,7 +160,12 @@ class SqliteStore:
                     stop = True
                     break
                 batch.append(following)
-            commit_group(self._writer, batch)
+            if self._is_in_place():
+                commit_group(self._writer, batch)
+            else:
+                words = f"the state at {self._path} was moved or removed; put it back, or start Triops again"
+                for job in batch:
+                    job.outcome = Outcome(error=Unavailable(f"{words}; nothing was changed"))
             self._tell(batch)
             if stop:
                 return
@@ -163,6 +178,13 @@ class SqliteStore:
                 self._token.run_sync_soon(job.done, job.outcome)
             except trio.RunFinishedError:
                 return
+
+    def _is_in_place(self) -> bool:
+        """Whether the file is still the one that lies there: what is written to another is on no disk tomorrow."""
+        try:
+            return os.path.samestat(self._path.stat(), self._file)
+        except OSError:
+            return False
 
     def _tell(self, batch: list[Job]) -> None:
         try:
@@ -187,10 +209,8 @@ def run_job(db: Db, job: Job) -> None:
     """Run one transaction's function; its outcome stands in the job."""
     try:
         job.outcome = Outcome(value=job.work(db))
-    except apsw.Error as error:
-        job.outcome = Outcome(error=_refusal(error))
     except Exception as error:  # noqa: BLE001 - it is raised again in the task that asked
-        job.outcome = Outcome(error=error)
+        job.outcome = Outcome(error=_refusal(db, error) if isinstance(error, apsw.Error) else error)
 
 
 def commit_group(db: Db, batch: list[Job]) -> None:
@@ -208,24 +228,31 @@ def commit_group(db: Db, batch: list[Job]) -> None:
         # The disk is full or failing: SQLite may have rolled all of it back already.
         if db.in_transaction:
             db.execute("ROLLBACK")
-        refusal = _refusal(error)
+        refusal = _refusal(db, error)
         for job in batch:
             if not isinstance(job.outcome.error, RuntimeFault):
                 job.outcome = Outcome(error=refusal)
 
 
-def _refusal(error: apsw.Error) -> Unavailable:
-    return Unavailable(f"the state could not be stored: {error}; nothing was changed, try again")
+def _refusal(db: Db, error: apsw.Error) -> Unavailable:
+    advice = _ADVICE.get(type(error), "try again")
+    return Unavailable(f"the state at {db.filename} could not be used: {error}; nothing was changed; {advice}")
 
 
 def connect(path: Path, *, readonly: bool = False) -> Db:
     """Open the database file with the settings that the promises need.
 
     Raises:
-        apsw.Error, StateError: it cannot be opened.
+        apsw.Error: it cannot be used.
+        StateError: it cannot be opened or made.
     """
     if not path.exists():
         os.close(open_private(path, os.O_RDWR))  # SQLite would let others read it; its WAL takes the file's mode
+    log = path.with_name(f"{path.name}-wal")
+    if log.exists() and log.stat().st_size:  # SQLite would delete or write over one that does not fit
+        with log.open("rb") as file:
+            if not path.stat().st_size or file.read(3) != b"\x37\x7f\x06":
+                raise apsw.CorruptError(f"{log.name} does not belong to it")
     flags = apsw.SQLITE_OPEN_READWRITE | (0 if readonly else apsw.SQLITE_OPEN_CREATE)
     connection = apsw.Connection(str(path), flags=flags, statementcachesize=200)
     connection.set_busy_timeout(5000)
@@ -247,15 +274,17 @@ async def open_store(path: Path) -> AsyncGenerator[Store]:
 
     Raises:
         StateTooNew: a newer Triops wrote it.
-        Unavailable: it cannot be opened, or is not a database; the message says where it lies.
+        StateError: it cannot be opened or made.
+        Unavailable: it is damaged, locked, or not a database. What lies there is left as it is.
     """
     try:
         writer = connect(path)
         migrate(writer)
         reader = connect(path, readonly=True)
-    except (apsw.Error, StateError) as error:
-        raise Unavailable(f"cannot open the state at {path}: {error}; move the file aside to start afresh") from error
-    store = SqliteStore(writer, reader, trio.lowlevel.current_trio_token())
+    except apsw.Error as error:
+        advice = _ADVICE.get(type(error), "move it and its -wal aside to start afresh")
+        raise Unavailable(f"cannot open the state at {path}: {error}; {advice}") from error
+    store = SqliteStore(path, writer, reader, trio.lowlevel.current_trio_token())
     threads = [
         threading.Thread(target=store.write_loop, name="triops-store-writer", daemon=True),
         threading.Thread(target=store.read_loop, name="triops-store-reader", daemon=True),

@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from triops.runtime.errors import Conflict, Unavailable
+from triops.runtime.paths import StateError
 from triops.runtime.store.db import Db
 from triops.runtime.store.migrations import VERSION, StateTooNew
 from triops.runtime.store.sqlite import GROUP, Outcome, SqliteStore, Store, connect, open_store
@@ -132,7 +133,7 @@ async def test_a_full_disk_refuses_and_what_comes_after_it_is_stored(tmp_path: P
     async with opened(tmp_path) as store:
         await store.write(lambda db: put(db, "before"))
         await store.write(shrink)
-        with pytest.raises(Unavailable, match="could not be stored"):
+        with pytest.raises(Unavailable, match="disk is full: make room"):
             await store.write(lambda db: put(db, "much", "x" * 100_000))
         assert await store.write(lambda db: put(db, "small")) == "small"
         await store.write(widen)
@@ -280,7 +281,7 @@ async def test_what_is_no_database_is_refused_with_its_path_and_not_touched(tmp_
 
 
 async def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(Unavailable, match="nowhere"):
+    with pytest.raises(StateError, match=r"nowhere.*TRIOPS_STATE_DIR"):
         async with opened(tmp_path / "nowhere"):
             pass
 
