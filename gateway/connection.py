@@ -37,6 +37,7 @@ from triops.gateway.session import (
 )
 from triops.gateway.transport import Broken, Transport
 from triops.runtime.boundaries import contain
+from triops.runtime.errors import Unavailable
 
 PREAUTH_BYTES = 256 * 1024  # of the socket, before anybody is known; the session's own limit is the frame's
 REQUESTS_AT_WORK = 32  # of one connection; past it the reader stops reading
@@ -158,12 +159,16 @@ class Connection:
     async def _authenticate(self, params: ConnectParams, nursery: trio.Nursery) -> None:
         log = self._services.log
         with contain(log, "a connect failed by our own fault", failed=lambda _: self.close(1011, "internal error")):
-            decision = await self._door.admit(params, self._caller, nonce=self._session.nonce)
-            if isinstance(decision, Refuse):
-                self._told = True
-                await self._act(self._session.refused(decision.error, reason=decision.close_reason), nursery)
-                return
-            await self._welcome(params, decision, nursery)
+            try:
+                decision = await self._door.admit(params, self._caller, nonce=self._session.nonce)
+                if isinstance(decision, Admit):
+                    await self._welcome(params, decision, nursery)
+                    return
+            except Unavailable as fault:  # the disk's
+                error = WireError("UNAVAILABLE", str(fault), retryable=True)
+                decision = Refuse(error=error, close_reason="the state cannot be used")
+            self._told = True
+            await self._act(self._session.refused(decision.error, reason=decision.close_reason), nursery)
 
     async def _welcome(self, params: ConnectParams, admitted: Admit, nursery: trio.Nursery) -> None:
         hello = await hello_ok(self._services, self.id, admitted, auth_mode=self._door.mode)

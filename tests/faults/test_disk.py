@@ -252,3 +252,18 @@ async def test_a_client_is_refused_while_the_disk_is_full_and_served_when_it_is_
             disk.fault = works
             await client.say("SAY:meanwhile", key="meanwhile")
             assert (await client.ended("meanwhile"))["state"] == "final"
+
+
+async def test_a_client_that_connects_while_the_disk_fails_is_told_to_try_again(tmp_path: Path) -> None:
+    with open_disk() as disk:
+        async with open_test_gateway(tmp_path, faulty=True) as host:
+            # Small enough a cache that the next read is the disk's, and it has failed.
+            await host.runtime.store.read(lambda db: db.execute("PRAGMA cache_size=0; PRAGMA shrink_memory").fetchall())
+            disk.fault = partial(fails_for_a_while, 0)
+            with pytest.raises(Refused, match="fails to read") as refusal:
+                async with host.client():
+                    pass
+            assert (refusal.value.error["code"], refusal.value.error["retryable"]) == ("UNAVAILABLE", True)
+            disk.fault = works
+            async with host.client() as client:
+                assert client.hello["type"] == "hello-ok"
