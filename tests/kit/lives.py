@@ -87,6 +87,7 @@ class Lives:
     def __init__(self, process: trio.Process) -> None:
         self._process = process
         self._lives: list[Life] = []
+        self._asking = trio.Lock()
 
     @asynccontextmanager
     async def life(self, death: Death | None = None) -> AsyncGenerator[Life]:
@@ -95,7 +96,8 @@ class Lives:
         order = {"id": len(self._lives), "death": death}
         self._lives.append(life)
         assert self._process.stdin is not None
-        await self._process.stdin.send_all(json.dumps(order).encode() + b"\n")
+        async with self._asking:
+            await self._process.stdin.send_all(json.dumps(order).encode() + b"\n")
         try:
             await life.ready.wait()
             yield life
