@@ -115,8 +115,8 @@ async def _run(loaded: LoadedConfig, port: int | None) -> None:
 
 
 async def _hasten(received: AsyncIterator[int], gateway: Gateway) -> None:
-    await anext(received)
-    gateway.patience.cancel(reason="a second signal")
+    async for _ in received:  # each is taken: one that is left over would kill a process that has stopped well
+        gateway.patience.cancel(reason="a second signal")
 
 
 def leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
