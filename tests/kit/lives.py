@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,7 +78,8 @@ class Life:
     def kill(self) -> None:
         """End it at once, as a power cut would; it may be over already."""
         if self.pid is not None and self.code is None:
-            os.kill(self.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+            with suppress(ProcessLookupError):  # it is over, and we have not heard of it yet
+                os.kill(self.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
 class Lives:
