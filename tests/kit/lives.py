@@ -211,9 +211,9 @@ def live(order: dict[str, Any], journal: str) -> int:
         return publish
 
     def announce(function: Any) -> Any:
-        def published(instance: Any, url: str, version: str) -> Any:
+        def published(instance: Any, url: str, *about: Any, **more: Any) -> Any:
             tell(id=order["id"], pid=os.getpid(), url=url)
-            return function(instance, url, version)
+            return function(instance, url, *about, **more)
 
         return published
 
