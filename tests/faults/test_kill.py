@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 from tests.kit.lives import STEPS, Death, Life, Lives, open_lives
-from tests.kit.process import Home
+from tests.kit.process import SECONDS, Home
 from tests.kit.transcripts import check_pairs
 
 from triops.agents.messages import AssistantMessage, UserMessage
@@ -97,8 +97,9 @@ class Crowd:
                     await life.over.wait()
                 reached = death is None or not scope.cancelled_caught
                 life.kill()
-        except* GatewayClosed:
-            await life.over.wait()  # before it had said hello
+        except* (GatewayClosed, OSError):  # it died before it had said hello
+            with trio.fail_after(SECONDS):
+                await life.over.wait()
         return reached
 
     async def settle(self, home: Home, life: Life) -> dict[str, list[str]]:
