@@ -31,7 +31,8 @@ def installed() -> Path:
         for name in ("package.json", "package-lock.json"):
             shutil.copy(SOURCE / name, folder / name)
         done = subprocess.run(
-            [NODE, _NPM, "ci", "--ignore-scripts", "--no-audit", "--no-fund"],
+            # The system's authorities too, as pip and uv know them: a company's proxy may have one of its own.
+            [NODE, "--use-system-ca", _NPM, "ci", "--ignore-scripts", "--no-audit", "--no-fund"],
             cwd=folder,
             capture_output=True,
             text=True,
