@@ -12,6 +12,7 @@ import trio
 
 from triops.agents.model import Provider
 from triops.agents.providers.http import HttpClient
+from triops.agents.tool import AnyTool
 from triops.agents.tools.files import file_tools
 from triops.runtime.agents import AgentProfile, profiles
 from triops.runtime.boundaries import supervise
@@ -97,13 +98,15 @@ async def open_runtime(
     bus: Bus | None = None,
     store: Store | None = None,
     providers: tuple[ProviderEntry, ...] | None = None,
+    tools: tuple[AnyTool, ...] = (),
     in_thread: InThread | None = None,
     drain: float = DRAIN,
 ) -> AsyncGenerator[Runtime]:
     """Open everything; inside the block runs are accepted and jobs fire.
 
     The state folder must be prepared and held (`hold_instance`). `bus` is for who wants to hear of the start, too;
-    `store`, `providers` and `in_thread` replace the real ones. Leaving the block lets runs finish for `drain` seconds.
+    `store`, `providers` and `in_thread` replace the real ones, `tools` come on top of them. Leaving the block lets runs
+    finish for `drain` seconds.
 
     Raises:
         StateError: an agent's workspace cannot be used.
@@ -129,7 +132,7 @@ async def open_runtime(
             profiles(config),
             config=config,
             workspace_of=partial(workspace_of, config, paths),
-            tools=lambda root: (*file_tools(root), *session_tools.tools()),
+            tools=lambda root: (*file_tools(root), *session_tools.tools(), *tools),
             clock=clock,
             in_thread=in_thread or trio.to_thread.run_sync,
             log=log,

@@ -21,6 +21,8 @@ import trio
 
 from triops.agents.messages import Message, UserMessage
 from triops.agents.providers.scripted import ScriptedProvider, Step
+from triops.agents.tool import AnyTool
+from triops.agents.transcript import pair
 from triops.agents.workspace import WorkspaceSnapshot
 from triops.runtime.bus import Bus
 from triops.runtime.clock import Clock, trio_clock
@@ -31,8 +33,9 @@ from triops.runtime.events import RunEnded, RunEvent, RuntimeEvent
 from triops.runtime.logs import Log, LogFile, Record
 from triops.runtime.models import ProviderEntry
 from triops.runtime.paths import Paths, prepare_state
-from triops.runtime.runs.state import Accepted, Submission, Terminal
+from triops.runtime.runs.state import TERMINAL, Accepted, Submission, Terminal
 from triops.runtime.sessions import canonical_key
+from triops.runtime.store import runs as stored_runs
 from triops.runtime.store import sessions as stored_sessions
 from triops.runtime.store.db import Db, Transaction
 from triops.runtime.store.migrations import migrate
@@ -249,6 +252,22 @@ class TestRuntime:
         page = await self.store.read(lambda db: stored_sessions.transcript(db, key, limit=10_000))
         return [placed.message for placed in page.messages]
 
+    async def check_quiet(self, *, past: Iterable[str] = ()) -> None:
+        """Assert what must be true once all is over: no run is left in memory, each that was accepted (but for `past`,
+        those of an earlier start) was told to have ended once, as it did on disk, and each call has its result."""
+        statistics = self.runtime.runs.statistics()
+        assert (statistics.runs.queued, statistics.runs.running, statistics.inbox) == (0, 0, 0), statistics
+        assert (statistics.lanes.lanes, statistics.lanes.queued) == (0, 0), statistics
+        assert all(used.startswith("0/") for used in statistics.lanes.limits.values()), statistics
+        rows = await self.store.read(lambda db: db.execute("SELECT id FROM runs").fetchall())
+        self.events.check({run_id for (run_id,) in rows}.difference(past))
+        for run_id, told in self.events.terminals().items():
+            stored = await self.store.read(lambda db, run_id=run_id: stored_runs.find(db, run_id))
+            assert stored is not None and stored.state in TERMINAL and stored.terminal == told, (stored, told)
+        for (key,) in await self.store.read(lambda db: db.execute("SELECT key FROM sessions").fetchall()):
+            messages = await self.transcript(key)
+            assert list(pair(messages)) == messages, f"a call without its result, or one without its call, in {key}"
+
     def faults(self) -> list[Record]:
         """What went wrong by our own fault, as the boundaries logged it."""
         return [record for record in self.log if record.level == "error"]
@@ -266,6 +285,7 @@ async def open_test_runtime(
     script: Iterable[Step] | None = None,
     config: Mapping[str, Any] | None = None,
     providers: tuple[ProviderEntry, ...] | None = None,
+    tools: tuple[AnyTool, ...] = (),
     clock: Clock | None = None,
     drain: float = 0.0,
 ) -> AsyncGenerator[TestRuntime]:
@@ -273,8 +293,8 @@ async def open_test_runtime(
 
     Made for a mock clock (pytest-trio's `autojump_clock`): nothing in it works in a thread but the file tools. A
     scripted provider answers: it plays `script`, or obeys the messages without one (see `ScriptedProvider`).
-    `providers` takes its place. `config` is the configuration file. The wall clock follows Trio's unless `clock` says
-    otherwise. Leaving the block lets runs finish for `drain` seconds.
+    `providers` takes its place; `tools` come on top of the built-in ones. `config` is the configuration file. The wall
+    clock follows Trio's unless `clock` says otherwise. Leaving the block lets runs finish for `drain` seconds.
     """
     paths = Paths(path, path / "triops.json")
     prepare_state(paths)
@@ -298,6 +318,7 @@ async def open_test_runtime(
                 bus=bus,
                 store=store,
                 providers=(ProviderEntry(provider=model, why="the test"),) if providers is None else providers,
+                tools=tools,
                 in_thread=_here,
                 drain=drain,
             )
