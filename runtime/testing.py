@@ -221,7 +221,13 @@ class TestRuntime:
     __test__ = False
 
     def __init__(
-        self, runtime: Runtime, model: ScriptedProvider, store: FaultyStore, events: EventRecorder, log: list[Record]
+        self,
+        runtime: Runtime,
+        model: ScriptedProvider,
+        store: FaultyStore,
+        events: EventRecorder,
+        log: list[Record],
+        past: frozenset[str],
     ) -> None:
         self.runtime = runtime
         self.model = model
@@ -230,6 +236,7 @@ class TestRuntime:
         self.events = events
         self.log = log
         """What was logged so far."""
+        self._past = past
 
     async def send(self, text: str, *, session: str = "main", run_id: str | None = None, **asked: Any) -> Accepted:
         """Say something; `asked` are further fields of the `Submission`. See `Supervisor.submit`."""
@@ -252,15 +259,15 @@ class TestRuntime:
         page = await self.store.read(lambda db: stored_sessions.transcript(db, key, limit=10_000))
         return [placed.message for placed in page.messages]
 
-    async def check_quiet(self, *, past: Iterable[str] = ()) -> None:
-        """Assert what must be true once all is over: no run is left in memory, each that was accepted (but for `past`,
-        those of an earlier start) was told to have ended once, as it did on disk, and each call has its result."""
+    async def check_quiet(self) -> None:
+        """Assert what must be true once all is over: no run is left in memory, each that was not over before the start
+        was told to have ended, once and as it did on disk, and in every transcript each call has its result."""
         statistics = self.runtime.runs.statistics()
         assert (statistics.runs.queued, statistics.runs.running, statistics.inbox) == (0, 0, 0), statistics
         assert (statistics.lanes.lanes, statistics.lanes.queued) == (0, 0), statistics
         assert all(used.startswith("0/") for used in statistics.lanes.limits.values()), statistics
         rows = await self.store.read(lambda db: db.execute("SELECT id FROM runs").fetchall())
-        self.events.check({run_id for (run_id,) in rows}.difference(past))
+        self.events.check({run_id for (run_id,) in rows}.difference(self._past))
         for run_id, told in self.events.terminals().items():
             stored = await self.store.read(lambda db, run_id=run_id: stored_runs.find(db, run_id))
             assert stored is not None and stored.state in TERMINAL and stored.terminal == told, (stored, told)
@@ -307,7 +314,9 @@ async def open_test_runtime(
         log = Log(records.append, file, clock=wall, level="debug")
         bus, events = Bus(log.bind("bus")), EventRecorder()
         stack.enter_context(bus.subscribe(events.hear))
-        store = FaultyStore(stack.enter_context(open_inline_store(paths.database)))
+        inline = stack.enter_context(open_inline_store(paths.database))
+        over = inline.db.execute("SELECT id FROM runs WHERE state NOT IN ('queued', 'running')").fetchall()
+        store = FaultyStore(inline)
         runtime = await stack.enter_async_context(
             open_runtime(
                 load_config(paths, {}),
@@ -323,7 +332,7 @@ async def open_test_runtime(
                 drain=drain,
             )
         )
-        yield TestRuntime(runtime, model, store, events, records)
+        yield TestRuntime(runtime, model, store, events, records, frozenset(run_id for (run_id,) in over))
 
 
 def copy_state(source: Path, target: Path) -> None:

@@ -21,7 +21,7 @@ from triops.agents.messages import (
     UserMessage,
 )
 from triops.agents.model import Done, ModelRequest, ProviderEvent
-from triops.agents.providers.draft import Draft, usage_of
+from triops.agents.providers.draft import Draft, members, usage_of
 from triops.agents.providers.mapping import reply_limit, seen, told
 from triops.agents.providers.wire import Dialect, HttpProvider, with_version
 
@@ -131,7 +131,7 @@ class _Delta(msgspec.Struct):
 
 class _Start(msgspec.Struct):
     id: str = ""
-    usage: dict[str, Any] | None = None
+    usage: Any = None
 
 
 class _Event(msgspec.Struct):
@@ -140,7 +140,7 @@ class _Event(msgspec.Struct):
     message: _Start | None = None
     content_block: _Block | None = None
     delta: _Delta | None = None
-    usage: dict[str, Any] | None = None
+    usage: Any = None
     error: Any = None
 
 
@@ -200,9 +200,9 @@ class MessagesParser:
             return draft.arguments(index, delta.partial_json)
         return draft.thinking(index, delta.thinking or "") + draft.text(index, delta.text or "")
 
-    def _count(self, usage: dict[str, Any] | None) -> None:
+    def _count(self, usage: object) -> None:
         """Counts are cumulative, and each event names only some of them."""
-        self._usage.update({name: number for name, number in (usage or {}).items() if number is not None})
+        self._usage.update({name: number for name, number in members(usage).items() if number is not None})
         named = self._usage.get
         self._draft.usage = usage_of(
             self._draft.model,

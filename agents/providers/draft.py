@@ -129,11 +129,16 @@ def count(value: object) -> int:
     return min(int(value), 1 << 53) if isinstance(value, int | float) and 0 < value < float("inf") else 0
 
 
-def openai_usage(model: ModelInfo, usage: dict[str, Any], prompt: str, reply: str) -> Usage:
+def members(value: object) -> dict[str, Any]:
+    """What a JSON object holds; nothing, where a server sends something else."""
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def openai_usage(model: ModelInfo, said: object, prompt: str, reply: str) -> Usage:
     """Usage where the prompt's tokens include the cached ones, and `<prompt>_details` says how many those were."""
+    usage = members(said)
     whole = count(usage.get(prompt))
-    details: Any = usage.get(f"{prompt}_details")
-    cached = min(whole, count(cast("dict[str, Any]", details).get("cached_tokens"))) if isinstance(details, dict) else 0
+    cached = min(whole, count(members(usage.get(f"{prompt}_details")).get("cached_tokens")))
     return usage_of(model, input=whole - cached, output=usage.get(reply), cache_read=cached)
 
 

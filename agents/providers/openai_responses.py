@@ -107,7 +107,7 @@ class _Item(msgspec.Struct):
 
 class _Response(msgspec.Struct):
     id: str = ""
-    usage: dict[str, Any] | None = None
+    usage: Any = None
     error: Any = None
     incomplete_details: dict[str, Any] | None = None
 
@@ -176,7 +176,7 @@ class ResponsesParser:
         return []
 
     def _done(self, response: _Response) -> Done:
-        self._draft.usage = openai_usage(self._draft.model, response.usage or {}, "input_tokens", "output_tokens")
+        self._draft.usage = openai_usage(self._draft.model, response.usage, "input_tokens", "output_tokens")
         reason = (response.incomplete_details or {}).get("reason")
         return self._draft.done("length" if reason == "max_output_tokens" else "stop")
 
