@@ -28,6 +28,9 @@ from triops.agents.tool import AnyTool
 from triops.agents.toolbox import Toolbox, output_limit
 from triops.agents.transcript import cut_short
 
+MAX_ANSWER = 1 << 20
+"""Characters of one answer: twice what models write. One that never stops would fill the memory."""
+
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True):
     """All that one turn needs to know, compiled before it starts."""
@@ -130,6 +133,7 @@ async def _ask(
     )
     received: list[ProviderEvent] = []
     message: AssistantMessage | None = None
+    size = 0
     emit(MessageStart(index))
     try:
         async with provider.stream(request) as batches:
@@ -138,17 +142,22 @@ async def _ask(
                 for event in batch:
                     match event:
                         case TextDelta():
+                            size += len(event.text)
                             emit(TextChunk(index, event.text))
                         case ThinkingDelta():
+                            size += len(event.text)
                             emit(ThinkingChunk(index, event.text))
                         case ToolCallDelta():
-                            pass
+                            size += len(event.fragment)
                         case RetryNotice():
                             emit(event)
                         case Done():
                             message = event.message
                         case _:
                             assert_never(event)
+                if size > MAX_ANSWER:
+                    words = f"{turn.model.ref} was stopped: its answer has more than {MAX_ANSWER:,} characters"
+                    raise ProviderError("format", words)
         if message is None:
             raise ProviderError("empty_response", f"{turn.model.ref} ended its answer without finishing it")
     except BaseException as error:

@@ -102,7 +102,9 @@ class Toolbox(msgspec.Struct, frozen=True, kw_only=True):
         context = ToolContext(self.run_id, self.session_key, call.id, lambda text: self.emit(ToolUpdate(call, text)))
         try:
             with trio.move_on_after(tool.deadline):
-                return _cap(await tool.run(arguments, context), self.limit)
+                result = await tool.run(arguments, context)
+                msgspec.json.encode(result)  # what no transcript can hold is the tool's fault, not the run's end
+                return _cap(result, self.limit)
         except ToolError as error:
             return _cap(_failure(str(error)), self.limit)
         except Exception as error:  # noqa: BLE001 - the tool-call boundary

@@ -113,6 +113,11 @@ class FaultyStore:
         """Refuse the writes at these places, counted from now: 1 is the next."""
         self._refused |= {self.writes + place for place in places}
 
+    def heal(self) -> None:
+        """Refuse nothing more."""
+        self.refusal = None
+        self._refused.clear()
+
     @contextmanager
     def held(self) -> Generator[None]:
         """A disk that hangs: what is submitted inside the block is written when it ends."""

@@ -91,7 +91,8 @@ class Progress:
         match event:
             case TextChunk(index, delta):
                 self.spoke = True
-                if self._live < MAX_LIVE_TEXT:
+                delta = delta[: MAX_LIVE_TEXT - self._live]
+                if delta:
                     self._live += len(delta)
                     run.parts.append(delta)
                     self._bus.publish(RunDelta(run.info, run.next_seq(), now, index, delta))

@@ -14,6 +14,7 @@ from tests.kit.inline_store import open_inline_store
 from tests.kit.wire import LIMIT, VIRTUAL_LIMIT, Client, HttpAnswer, connect_params, read_answer
 
 from triops.agents.providers.scripted import ScriptedProvider, Step
+from triops.agents.tool import AnyTool
 from triops.gateway.server import Gateway, open_gateway
 from triops.runtime.clock import Clock, system_clock, trio_clock
 from triops.runtime.compose import Runtime, open_runtime
@@ -140,6 +141,7 @@ async def open_test_gateway(
     config: Mapping[str, Any] | None = None,
     script: list[Step] | None = None,
     providers: tuple[ProviderEntry, ...] | None = None,
+    tools: tuple[AnyTool, ...] = (),
     virtual: bool = False,
     clock: Clock | None = None,
     grace: float = 0.5,
@@ -184,6 +186,7 @@ async def open_test_gateway(
                 clock=wall,
                 store=store,
                 providers=entries or None,
+                tools=tools,
                 drain=grace,
             )
         )
