@@ -1,23 +1,34 @@
-"""Cancelled at every single step: whatever is cut off where, each accepted run has its one end and nothing is left."""
+"""Cut off at every single step: whatever is stopped, cancelled or killed where, each accepted run has its one end and
+nothing is left. By default at every few steps of each scenario, in `dev.py soak` at all of them."""
 
 import gc
-import math
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 import trio
 import trio.testing
 
-from triops.agents.messages import Message, UserMessage
-from triops.agents.model import TextDelta, ToolCallDelta
+from triops.agents.errors import ProviderError
+from triops.agents.messages import UserMessage
+from triops.agents.model import RetryNotice, TextDelta, ToolCallDelta
 from triops.agents.providers.scripted import Step
-from triops.agents.transcript import pair
-from triops.runtime.events import RunStarted
-from triops.runtime.runs.state import TERMINAL, RunState
-from triops.runtime.store import runs as stored_runs
-from triops.runtime.testing import TestRuntime, open_test_runtime
+from triops.runtime.errors import Unavailable
+from triops.runtime.events import RunDelta, RunEnded, RunStarted, RuntimeEvent
+from triops.runtime.runs.state import RunState, Terminal
+from triops.testing import (
+    ProviderEntry,
+    ScriptedProvider,
+    TestRuntime,
+    Trigger,
+    copy_state,
+    cut_everywhere,
+    open_test_runtime,
+)
 
 CALLS: Step = [
     TextDelta("Let me look. "),
@@ -25,44 +36,114 @@ CALLS: Step = [
     ToolCallDelta("call_2", "sessions_history", '{"sessionKey":"main"}'),
     ToolCallDelta("call_3", "sessions_list", '{"limit":0}'),
 ]
+JOB = {
+    "name": "once",
+    "schedule": {"kind": "at", "at": "2027-01-15T08:01:00Z"},
+    "sessionTarget": "isolated",
+    "wakeMode": "now",
+    "payload": {"kind": "agentTurn", "message": "TOKENS:2"},
+}
 
 
-class Trigger(trio.abc.Instrument):
-    """Calls something before the nth step that any task takes."""
+class Scenario(msgspec.Struct, frozen=True):
+    """Who says what. Without a script the model obeys."""
 
-    def __init__(self, place: float, pull: Callable[[], object]) -> None:
-        self.steps = 0
-        self._place = place
-        self._pull = pull
+    play: Callable[[TestRuntime], Awaitable[object]]
+    script: Sequence[Step] | None = None
+    config: dict[str, Any] = {}
+    faulty: bool = False
+    """The disk refuses on purpose."""
 
-    def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        self.steps += 1
-        if self.steps == self._place:
-            self._pull()
+    @asynccontextmanager
+    async def open(self, path: Path, *, after: bool = False) -> AsyncGenerator[TestRuntime]:
+        model = ScriptedProvider(None if after or self.script is None else self.script)
+        entries = tuple(
+            ProviderEntry(provider=provider, why="the test") for provider in (model, ScriptedProvider(id="spare"))
+        )
+        defaults = {"model": {"primary": "scripted/echo", "fallbacks": ["spare/echo"]}, **self.config}
+        async with open_test_runtime(path, config={"agents": {"defaults": defaults}}, providers=entries) as host:
+            await trio.testing.wait_all_tasks_blocked()  # the start is over
+            yield host
 
 
-async def plain(host: TestRuntime) -> None:
-    await host.ask("hello", run_id="r1")
+def told(kind: type[RunStarted | RunDelta], run_id: str) -> Callable[[RuntimeEvent], bool]:
+    """Whether an event is of that kind, or the run's end."""
+    return lambda event: isinstance(event, kind | RunEnded) and event.run.run_id == run_id
 
 
-async def tools(host: TestRuntime) -> None:
-    await host.ask("look", run_id="r1")
+def says(first: str, **others: str) -> Callable[[TestRuntime], Awaitable[None]]:
+    """The first words, and when they are being answered others, by their queue mode; all to their ends."""
+
+    async def play(host: TestRuntime) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(host.ask, first, run_id="r1"))
+            if others:
+                await host.events.wait_for(told(RunStarted, "r1"))
+            for mode, words in others.items():
+                nursery.start_soon(partial(host.ask, words, run_id=mode, queue_mode=mode.rstrip("_")))
+
+    return play
 
 
-async def steer(host: TestRuntime) -> None:
-    """One arrives while the tools run, and one is left for a turn of its own."""
+async def send(host: TestRuntime) -> None:
+    await host.ask("SAY:here I am", session="other", run_id="r1")
+    await host.ask('CALL:sessions_send {"sessionKey":"agent:main:other","message":"TOKENS:2"}', run_id="r2")
+
+
+async def crowd(host: TestRuntime) -> None:
+    """Three sessions, one slot."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(partial(host.ask, "look", run_id="r1"))
-        await host.events.wait_for(lambda event: isinstance(event, RunStarted))
-        nursery.start_soon(partial(host.ask, "and this", run_id="r2"))
-        nursery.start_soon(partial(host.ask, "and then that", run_id="r3", queue_mode="followup"))
+        for name in ("a", "b", "c"):
+            nursery.start_soon(partial(host.ask, "TOKENS:2 ITL:100", session=name, run_id=name))
 
 
-Scenario = tuple[Callable[[TestRuntime], Awaitable[None]], list[Step]]
+async def scheduled(host: TestRuntime) -> None:
+    await host.runtime.cron.add(JOB)
+    await host.events.wait_for(lambda event: isinstance(event, RunEnded) and event.run.source == "cron")
+
+
+async def stop(host: TestRuntime) -> None:
+    """One can finish while the runtime drains, one cannot."""
+    async with trio.open_nursery() as nursery:
+        for run_id, words in (("r1", "TOKENS:3 ITL:100"), ("r2", "TOKENS:100 ITL:1000")):
+            nursery.start_soon(partial(host.ask, words, session=run_id, run_id=run_id))
+            await host.events.wait_for(told(RunDelta, run_id))
+        await host.runtime.runs.drain(5)
+
+
+async def late(host: TestRuntime) -> None:
+    """The disk refuses a step, then the end."""
+    host.store.refuse(2, 4)
+    for run_id in ("r1", "r2"):
+        try:
+            await host.ask(f"CALL:sessions_list {{}}\n{run_id}", run_id=run_id)
+        except Unavailable:
+            pass  # refused, and not accepted
+    await trio.sleep(5)  # what was refused is written late
+
+
+SPAWN = 'CALL:sessions_spawn {"task":"TOKENS:2"}\nCALL:sessions_spawn {"task":"CALL:sessions_list {}"}'
+REFUSED = [ProviderError("overloaded", "busy")]
+RETRIED: Step = [RetryNotice(1, 2, "HTTP 429", 0.5), 0.5, TextDelta("Hel"), TextDelta("lo")]
+SLOW = "TOKENS:3 ITL:100"
 SCENARIOS: dict[str, Scenario] = {
-    "a plain reply": (plain, [[TextDelta("Hel"), TextDelta("lo")]]),
-    "a batch of tools": (tools, [CALLS, [TextDelta("Two sessions.")]]),
-    "steering": (steer, [CALLS, [TextDelta("Seen both.")], [TextDelta("And that.")]]),
+    "a plain reply": Scenario(says("hello"), [[TextDelta("Hel"), TextDelta("lo")]]),
+    "a batch of tools": Scenario(says("look"), [CALLS, [TextDelta("Two sessions.")]]),
+    "steering": Scenario(
+        says("look", steer="and this", followup="and then that"),
+        [CALLS, [TextDelta("Seen both.")], [TextDelta("And that.")]],
+    ),
+    "a follow-up": Scenario(says(SLOW, followup="TOKENS:2", followup_="TOKENS:1")),
+    "collecting": Scenario(says(SLOW, collect="TOKENS:2", collect_="TOKENS:1")),
+    "an interruption": Scenario(says(SLOW, followup="TOKENS:1", interrupt="TOKENS:2")),
+    "sub-agents": Scenario(says(SPAWN)),
+    "a word to another session": Scenario(send),
+    "a job of the scheduler": Scenario(scheduled),
+    "another model": Scenario(says("TOKENS:2"), [REFUSED]),
+    "another try": Scenario(says("hello"), [RETRIED]),
+    "a crowd": Scenario(crowd, config={"maxConcurrent": 1}),
+    "a stop": Scenario(stop),
+    "a disk that refuses": Scenario(late, faulty=True),
 }
 
 
@@ -73,33 +154,17 @@ def open_channels() -> int:
     return sum(ends.open_send_channels + ends.open_receive_channels for ends in found if ends.max_buffer_size)
 
 
-def check_transcript(messages: list[Message]) -> None:
-    assert list(pair(messages)) == messages, "each call is followed by its result"
-    said = [message.content for message in messages if isinstance(message, UserMessage)]
-    assert len(said) == len(set(said)), "nothing stands there twice"
+async def check(host: TestRuntime, *, faulty: bool = False) -> None:
+    await host.check_quiet()
+    for (key,) in await host.store.read(lambda db: db.execute("SELECT key FROM sessions").fetchall()):
+        said = [m.content for m in await host.transcript(key) if isinstance(m, UserMessage)]
+        assert len(said) == len(set(said)), "nothing stands there twice"
+    assert faulty or host.faults() == []
 
 
-async def check_quiet(host: TestRuntime) -> None:
-    """Nothing of any run is left, and each that was accepted ended once."""
-    statistics = host.runtime.runs.statistics()
-    assert (statistics.runs.queued, statistics.runs.running, statistics.lanes.lanes) == (0, 0, 0)
-    assert all(used.startswith("0/") for used in statistics.lanes.limits.values())
-    rows = await host.store.read(lambda db: db.execute("SELECT id FROM runs").fetchall())
-    host.events.check(run_id for (run_id,) in rows)
-    for (run_id,) in rows:
-        stored = await host.store.read(lambda db, run_id=run_id: stored_runs.find(db, run_id))
-        assert stored is not None
-        assert stored.state in TERMINAL
-        assert stored.terminal == host.events.terminals()[run_id]
-    check_transcript(await host.transcript())
-    assert host.faults() == []
-
-
-async def abort_at(path: Path, scenario: Scenario, place: float) -> int:
-    """Play it, and stop every run before the nth step; gives back the steps that were taken."""
-    play, script = scenario
-    async with open_test_runtime(path, script=script) as host:
-        await trio.testing.wait_all_tasks_blocked()  # the start is over
+async def stop_runs(path: Path, scenario: Scenario, trigger: Trigger) -> None:
+    """Stop every run before a step."""
+    async with scenario.open(path / str(trigger.place)) as host:
         before = open_channels()
         stopped: set[str] = set()
 
@@ -108,65 +173,78 @@ async def abort_at(path: Path, scenario: Scenario, place: float) -> int:
                 if host.runtime.runs.abort(run, "rpc"):
                     stopped.add(run.id)
 
-        trigger = Trigger(place, pull)
-        trio.lowlevel.add_instrument(trigger)
-        with trio.fail_after(60):
-            await play(host)
+        with trio.fail_after(600), trigger.armed(pull):
+            await scenario.play(host)
             await trio.testing.wait_all_tasks_blocked()
-        trio.lowlevel.remove_instrument(trigger)
-        await check_quiet(host)
+        await check(host, faulty=scenario.faulty)
+        assert open_channels() <= before
         for run_id in stopped:
-            assert host.events.terminals()[run_id].state in (RunState.ABORTED, RunState.MERGED)
-        assert open_channels() == before
-    return trigger.steps
+            end = host.events.terminals()[run_id]
+            assert end.state in (RunState.ABORTED, RunState.MERGED) or end.error_kind == "not_stored", end
 
 
-async def cancel_at(path: Path, scenario: Scenario, place: float) -> int:
-    """Play it, and cancel the host before the nth step; then look at what the next start finds."""
-    play, script = scenario
+async def cancel_host(path: Path, scenario: Scenario, trigger: Trigger) -> None:
+    """Cancel the host before a step, on its way out too; then look at what the next start finds."""
+    folder = path / str(trigger.place)
     before = open_channels()
     hosts: list[TestRuntime] = []
-    scope = trio.CancelScope()
-    trigger = Trigger(place, scope.cancel)
-    with trio.fail_after(60):
-        with scope:
-            async with open_test_runtime(path, script=script) as host:
+    with trio.fail_after(10_000):
+        with ExitStack() as armed, trio.CancelScope() as scope:
+            async with scenario.open(folder) as host:
                 hosts.append(host)
-                await trio.testing.wait_all_tasks_blocked()
-                trio.lowlevel.add_instrument(trigger)
-                await play(host)
-        trio.lowlevel.remove_instrument(trigger)
+                armed.enter_context(trigger.armed(scope.cancel))
+                await scenario.play(host)
         assert open_channels() == before
         (host,) = hosts
         host.events.check()
         ended = host.events.terminals()
-        async with open_test_runtime(path) as after:
-            while runs := after.runtime.runs.open_runs():
-                await runs[0].ended.wait()
+        async with scenario.open(folder, after=True) as after:
+            await trio.sleep(3600)  # what waits is answered, what was missed is made up for
+            await check(after)
             rows = await after.store.read(lambda db: db.execute("SELECT id FROM runs").fetchall())
-            twice = set(ended) & set(after.events.terminals())
-            assert not twice, f"{twice} ended in both lives"
-            assert {run_id for (run_id,) in rows} == {*ended, *after.events.terminals()}
-            check_transcript(await after.transcript())
-            assert [*host.faults(), *after.faults()] == []
-    return trigger.steps
+            again = after.events.terminals()
+            assert not set(ended) & set(again), "ended in both lives"
+            assert {run_id for (run_id,) in rows} == {*ended, *again}
+        assert scenario.faulty or host.faults() == []
+
+
+async def kill_host(path: Path, scenario: Scenario, trigger: Trigger) -> None:
+    """Kill the process before a step; what was told until then is what the next start finds."""
+    folder, killed = path / str(trigger.place), path / f"{trigger.place} killed"
+    told: dict[str, Terminal] = {}
+    open_then: set[str] = set()
+    with trio.fail_after(10_000):
+        async with scenario.open(folder) as host:
+
+            def pull() -> None:
+                copy_state(folder, killed)
+                told.update(host.events.terminals())
+                open_then.update(run.id for run in host.runtime.runs.open_runs())
+
+            with trigger.armed(pull):
+                await scenario.play(host)
+        if not killed.exists():
+            return
+        async with scenario.open(killed, after=True) as after:
+            await trio.sleep(3600)
+            await check(after)
+            for run_id in open_then:
+                assert await after.runtime.runs.wait(run_id), "what was accepted is there, and over"
+            for run_id, end in told.items():
+                again = await after.runtime.runs.wait(run_id)
+                assert again == end or end.error_kind == "not_stored", (end, again)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", [abort_at, cancel_at])
+@pytest.mark.parametrize("stride", [8, pytest.param(1, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("way", [stop_runs, cancel_host, kill_host])
 @pytest.mark.parametrize("name", list(SCENARIOS))
-def test_a_run_that_is_cut_off_at_any_step_ends_once(
-    tmp_path: Path, name: str, way: Callable[[Path, Scenario, float], Awaitable[int]]
+def test_what_is_cut_off_at_any_step_ends_once_and_leaves_nothing(
+    tmp_path: Path, name: str, way: Callable[[Path, Scenario, Trigger], Awaitable[None]], stride: int
 ) -> None:
-    def run(place: float) -> int:
-        clock = trio.testing.MockClock(autojump_threshold=0)
-        return trio.run(way, tmp_path / str(place), SCENARIOS[name], place, clock=clock)
-
+    first = 1 + list(SCENARIOS).index(name) % stride
     gc.freeze()  # what is there already need not be looked through each time
     try:
-        steps = run(math.inf)
-        assert steps > 10
-        for place in range(1, steps + 3):
-            run(place)
+        assert cut_everywhere(partial(way, tmp_path, SCENARIOS[name]), stride=stride, first=first) > 10
     finally:
         gc.unfreeze()
