@@ -13,6 +13,7 @@ import json
 import shutil
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -106,6 +107,8 @@ class FaultyStore:
         """While set, every write fails with it and writes nothing."""
         self.writes = 0
         """Transactions submitted so far."""
+        self.lag = 0
+        """Rounds of Trio's scheduler between a commit and its being told."""
         self._refused: set[int] = set()
         self._held: list[tuple[Transaction[Any], Callable[[Outcome[Any]], None]]] | None = None
 
@@ -127,7 +130,7 @@ class FaultyStore:
         finally:
             held, self._held = self._held, None
             for work, done in held:
-                self._store.submit(work, done)
+                self._store.submit(work, partial(_tell, done, self.lag))
 
     def submit(self, work: Transaction[T], done: Callable[[Outcome[T]], None]) -> None:
         """As `Store.submit`."""
@@ -139,7 +142,7 @@ class FaultyStore:
         if self._held is not None:
             self._held.append((given, done))
         else:
-            self._store.submit(given, done)
+            self._store.submit(given, partial(_tell, done, self.lag))
 
     async def write(self, work: Transaction[T], *, then: Callable[[T], None] | None = None) -> T:
         """As `Store.write`."""
@@ -153,6 +156,13 @@ class FaultyStore:
 
     def statistics(self) -> StoreStatistics:
         return self._store.statistics()
+
+
+def _tell(done: Callable[[Outcome[T]], None], lag: int, outcome: Outcome[T]) -> None:
+    if lag:
+        trio.lowlevel.current_trio_token().run_sync_soon(_tell, done, lag - 1, outcome)
+    else:
+        done(outcome)
 
 
 def _refusing(error: Exception) -> Transaction[Any]:

@@ -26,6 +26,7 @@ from triops.runtime.store.sqlite import Store
 
 MAX_DEPTH = 5
 MAX_CHILDREN = 5
+ACCEPT_LIMIT = 10.0  # seconds
 CHILD_GRACE = 5.0  # seconds that a stopped child has to end
 
 
@@ -146,19 +147,19 @@ class SessionTools:
             raise ToolError(f"{MAX_CHILDREN} sub-agents of this session are at work already; wait for one")
         key = f"agent:{agent_of(context.session_key)}:subagent:{uuid4()}"
         run_id = f"{context.run_id}:spawn:{context.call_id}"
-        accepted = await self._submit(
-            Submission(
-                run_id=run_id,
-                session_key=key,
-                message=UserMessage(f"[Subagent Task] {args.task}", self._clock()),
-                source="spawn",
-                model=args.model,
-                deadline=args.run_timeout_seconds or None,
-                spawned_by=context.session_key,
-                spawn_depth=parent.spawn_depth + 1,
-                label=args.label,
-            )
+        child = Submission(
+            run_id=run_id,
+            session_key=key,
+            message=UserMessage(f"[Subagent Task] {args.task}", self._clock()),
+            source="spawn",
+            model=args.model,
+            deadline=args.run_timeout_seconds or None,
+            spawned_by=context.session_key,
+            spawn_depth=parent.spawn_depth + 1,
+            label=args.label,
         )
+        with trio.fail_after(ACCEPT_LIMIT, shield=True):  # cancelled here, nobody would stop a child that is accepted
+            accepted = await self._submit(child)
         terminal = await self._end_of_child(run_id)
         return _outcome({"status": "accepted", "runId": accepted.run_id, "childSessionKey": key}, terminal)
 

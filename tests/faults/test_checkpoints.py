@@ -63,6 +63,7 @@ class Scenario(msgspec.Struct, frozen=True):
         defaults = {"model": {"primary": "scripted/echo", "fallbacks": ["spare/echo"]}, **self.config}
         async with open_test_runtime(path, config={"agents": {"defaults": defaults}}, providers=entries) as host:
             await trio.testing.wait_all_tasks_blocked()  # the start is over
+            host.store.lag = 3
             yield host
 
 
@@ -122,7 +123,7 @@ async def late(host: TestRuntime) -> None:
     await trio.sleep(5)  # what was refused is written late
 
 
-SPAWN = 'CALL:sessions_spawn {"task":"TOKENS:2"}\nCALL:sessions_spawn {"task":"CALL:sessions_list {}"}'
+SPAWN = 'CALL:sessions_spawn {"task":"TOKENS:2 ITL:90000"}\nCALL:sessions_spawn {"task":"CALL:sessions_list {}"}'
 REFUSED = [ProviderError("overloaded", "busy")]
 RETRIED: Step = [RetryNotice(1, 2, "HTTP 429", 0.5), 0.5, TextDelta("Hel"), TextDelta("lo")]
 SLOW = "TOKENS:3 ITL:100"
@@ -162,14 +163,14 @@ async def check(host: TestRuntime, *, faulty: bool = False) -> None:
     assert faulty or host.faults() == []
 
 
-async def stop_runs(path: Path, scenario: Scenario, trigger: Trigger) -> None:
-    """Stop every run before a step."""
+async def stop_runs(path: Path, scenario: Scenario, trigger: Trigger, *, most: int | None = None) -> None:
+    """Stop every run before a step, or only the oldest."""
     async with scenario.open(path / str(trigger.place)) as host:
         before = open_channels()
         stopped: set[str] = set()
 
         def pull() -> None:
-            for run in host.runtime.runs.open_runs():
+            for run in host.runtime.runs.open_runs()[:most]:
                 if host.runtime.runs.abort(run, "rpc"):
                     stopped.add(run.id)
 
@@ -181,6 +182,14 @@ async def stop_runs(path: Path, scenario: Scenario, trigger: Trigger) -> None:
         for run_id in stopped:
             end = host.events.terminals()[run_id]
             assert end.state in (RunState.ABORTED, RunState.MERGED) or end.error_kind == "not_stored", end
+        ends = [event.run for event in host.events.events if isinstance(event, RunEnded)]
+        parents = [place for place, run in enumerate(ends) if not run.spawned_by]
+        children = [place for place, run in enumerate(ends) if run.spawned_by]
+        assert max(children, default=-1) < max(parents), "a child outlived its parent"
+
+
+async def stop_oldest(path: Path, scenario: Scenario, trigger: Trigger) -> None:
+    await stop_runs(path, scenario, trigger, most=1)
 
 
 async def cancel_host(path: Path, scenario: Scenario, trigger: Trigger) -> None:
@@ -237,7 +246,7 @@ async def kill_host(path: Path, scenario: Scenario, trigger: Trigger) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stride", [8, pytest.param(1, marks=pytest.mark.soak)])
-@pytest.mark.parametrize("way", [stop_runs, cancel_host, kill_host])
+@pytest.mark.parametrize("way", [stop_runs, stop_oldest, cancel_host, kill_host])
 @pytest.mark.parametrize("name", list(SCENARIOS))
 def test_what_is_cut_off_at_any_step_ends_once_and_leaves_nothing(
     tmp_path: Path, name: str, way: Callable[[Path, Scenario, Trigger], Awaitable[None]], stride: int
