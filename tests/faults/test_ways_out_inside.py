@@ -244,8 +244,9 @@ async def play(host: TestRuntime) -> list[str]:
         except Unavailable:
             continue
         accepted.append(run_id)
-    for run_id in accepted:
-        await host.runtime.runs.wait(run_id)
+    with trio.fail_after(600):
+        for run_id in accepted:
+            await host.runtime.runs.wait(run_id)
     await trio.sleep(10)  # what the disk refused is written late
     return accepted
 
@@ -286,7 +287,9 @@ async def test_whenever_the_disk_hangs_a_run_waits_for_it_and_ends_once(
 
         before = host.store.writes
         nursery.start_soon(all_of_it)
-        while host.store.writes < before + place and not done.is_set():
+        for _ in range(1000):  # steps: more than all of it takes
+            if host.store.writes >= before + place:
+                break
             await trio.lowlevel.checkpoint()
         with host.store.held():
             await trio.sleep(30)
