@@ -177,7 +177,7 @@ async def test_the_others_are_as_quick_beside_ten_that_read_nothing(tmp_path: Pa
 
     async def p99(stalled: int) -> float:
         late: list[float] = []
-        script: list[Step] = [[*[0.002, ThinkingDelta("hm " * 1000)] * 400, TextDelta("Done.")]]
+        script: list[Step] = [[TextDelta("Noted.")], [*[0.06, ThinkingDelta("hm " * 1000)] * 200, TextDelta("Done.")]]
         async with open_test_gateway(tmp_path / str(stalled), script=script) as host:
             clients = [await dial(host) for _ in range(90)]
             slow = [await dial(host, room=4096) for _ in range(stalled)]
@@ -188,20 +188,29 @@ async def test_the_others_are_as_quick_beside_ten_that_read_nothing(tmp_path: Pa
                     if frame.get("event") == "agent":
                         late.append(time.time() - frame["payload"]["ts"] / 1000)
 
+            await clients[0].say("x" * 900_000, key="large", session="large")
+            await clients[0].terminal("large")
+            for client in slow:  # more than the kernel takes, less than the outbox
+                for _ in range(8):
+                    await client.ask("chat.history", {"sessionKey": "large"})
+
             await clients[0].ask("chat.send", {"sessionKey": "main", "message": "think", "idempotencyKey": "k"})
             with trio.fail_after(300):
                 async with trio.open_nursery() as nursery:
                     for client in clients:
                         nursery.start_soon(read, client)
-            waiting = [c.outbox.statistics().frames for c in host.gateway.services.fanout.connections()]
-            assert len([frames for frames in waiting if frames > 100]) in (stalled, 0), waiting
+            assert len(host.gateway.services.fanout.connections()) == 90, (
+                "a write may take ten seconds, the run took more"
+            )
             assert (await host.runtime.runs.wait("k")).state is RunState.FINAL
             for client in (*clients, *slow):
                 await client.stream.aclose()
         return statistics.quantiles(late, n=100)[98]
 
     baseline = await p99(0)
-    assert await p99(10) < 2 * baseline
+    beside = await p99(10)
+    assert beside < 2 * baseline, (baseline, beside)
+    print(f"p99 {baseline * 1000:.1f} ms alone, {beside * 1000:.1f} ms beside ten that stall")
 
 
 async def dial(host: TestHost, *, room: int | None = None) -> Client:
