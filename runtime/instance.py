@@ -77,10 +77,10 @@ def hold_instance(paths: Paths) -> Generator[Instance]:
             if attempt == LOCK_TRIES - 1:
                 raise InstanceRunning(paths, _read_pid(descriptor))
             time.sleep(LOCK_PAUSE)
+        paths.discovery.unlink(missing_ok=True)  # first: its process id is still the one in the lock
         os.ftruncate(descriptor, 0)
         os.lseek(descriptor, 0, os.SEEK_SET)
         os.write(descriptor, f"{os.getpid()}\n".encode())
-        paths.discovery.unlink(missing_ok=True)
         yield Instance(paths)
     finally:
         os.close(descriptor)

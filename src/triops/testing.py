@@ -86,9 +86,6 @@ class FaultyProvider:
     async def warm(self, model: ModelInfo, system: str) -> None:
         await self._provider.warm(model, system)
 
-    async def aclose(self) -> None:
-        await self._provider.aclose()
-
 
 def chaos(seed: int, *, batches: int = 8) -> Iterator[Fault | None]:
     """Faults without end, the same for the same seed: each answer passes, or fails within its first `batches`."""

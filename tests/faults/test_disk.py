@@ -10,11 +10,13 @@ import apsw
 import pytest
 import trio
 import trio.testing
-from tests.faults.test_checkpoints import CALLS, check_transcript
+from tests.faults.test_checkpoints import CALLS
 from tests.kit.disk import Disk, open_disk
 from tests.kit.host import open_test_gateway
+from tests.kit.transcripts import check_pairs
 from tests.kit.wire import Refused
 
+from triops.agents.messages import UserMessage
 from triops.agents.model import TextDelta
 from triops.agents.providers.scripted import Step
 from triops.runtime.errors import Unavailable
@@ -209,7 +211,10 @@ async def check(host: TestRuntime, client: Client) -> None:
         told = host.events.terminals()[run_id]
         assert stored.terminal is not None
         assert (stored.terminal.state, stored.terminal.stop_reason) == (told.state, told.stop_reason)
-    check_transcript(await host.transcript())
+    messages = await host.transcript()
+    check_pairs(messages)
+    said = [message.content for message in messages if isinstance(message, UserMessage)]
+    assert len(said) == len(set(said)), "nothing stands there twice"
 
 
 def at_every_call(folder: Path, scenario: Scenario, *, every_way: bool) -> None:
