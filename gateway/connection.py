@@ -79,6 +79,7 @@ class Connection:
         self.session_keys: set[str] = set()
         self.scoped = False
         self.tool_events = False
+        self.since = 0
 
     @property
     def unknown(self) -> bool:
@@ -180,6 +181,7 @@ class Connection:
         self.reads = READ in self.scopes
         self.scoped = "session-scoped-events" in params.caps
         self.tool_events = "tool-events" in params.caps
+        self.since = self._services.runtime.clock()
         if params.device is not None:
             self.actor = params.device.id
         # First the hello, then events: joining afterwards keeps the order.

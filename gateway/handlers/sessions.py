@@ -3,9 +3,11 @@
 from typing import Any
 from uuid import uuid4
 
+import msgspec
+
 from triops.gateway.errors import WireError
 from triops.gateway.handlers import intake
-from triops.gateway.methods import Call, NoParams, method
+from triops.gateway.methods import ANSWERED, Call, NoParams, method
 from triops.gateway.rows import session_defaults, session_row
 from triops.gateway.schema.sessions import (
     SessionsCreate,
@@ -15,10 +17,13 @@ from triops.gateway.schema.sessions import (
     SessionTarget,
 )
 from triops.runtime.errors import Conflict, RuntimeFault
+from triops.runtime.runs.registry import info_of
 from triops.runtime.runs.state import Accepted
 from triops.runtime.sessions import Session
 from triops.runtime.store import sessions as stored
 from triops.runtime.store.sessions import SessionFilter
+
+MISSED_MS = 10 * 60_000
 
 
 @method("sessions.list", scope="operator.read")
@@ -158,11 +163,23 @@ async def sessions_unsubscribe(call: Call, params: NoParams) -> dict[str, Any]:
 
 
 @method("sessions.messages.subscribe", scope="operator.read")
-async def messages_subscribe(call: Call, params: SessionTarget) -> dict[str, Any]:
-    """Hear of one session's messages and tools from now on."""
+async def messages_subscribe(call: Call, params: SessionTarget) -> Any:
+    """Hear of one session's messages and tools from now on.
+
+    Who connected within ten minutes after the end of its last run may have lost its connection meanwhile, and hears
+    that end again.
+    """
+    subscriber = call.require_subscriber("sessions.messages.subscribe")
     key = intake.session_key(call, params.key, params.agent_id)
-    call.require_subscriber("sessions.messages.subscribe").session_keys.add(key)
-    return {"subscribed": True, "key": key}
+    runtime = call.services.runtime
+    session = await runtime.store.read(lambda db: stored.find(db, key))
+    last = await runtime.runs.find(session.last_run_id) if session and session.last_run_id else None
+    subscriber.session_keys.add(key)
+    call.respond({"subscribed": True, "key": key})
+    if last and last.terminal and 0 <= subscriber.since - last.terminal.ended_at <= MISSED_MS:
+        info = msgspec.structs.replace(info_of(last.submission, last.session), spelled_key=key)
+        call.services.fanout.repeat(subscriber.id, info, last.terminal)
+    return ANSWERED
 
 
 @method("sessions.messages.unsubscribe", scope="operator.read")

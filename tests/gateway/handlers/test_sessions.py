@@ -135,6 +135,21 @@ async def test_subscriptions_hold_until_they_are_given_back(tmp_path: Path) -> N
         assert len(client.events("session.message")) == before
 
 
+async def test_who_comes_back_and_subscribes_hears_the_end_that_it_missed_and_nobody_else_does(tmp_path: Path) -> None:
+    async with open_test_gateway(tmp_path) as host, host.client() as there:
+        await there.say("SAY:x", key="k", session="one")
+        await there.ended("k")
+        async with host.client() as back:
+            for key in ("one", "two"):
+                await back.request("sessions.messages.subscribe", {"key": key})
+            await there.request("sessions.messages.subscribe", {"key": "one"})
+            for client in (back, there):
+                await client.request("health")
+                (end,) = [payload for payload in client.events("chat") if payload["state"] == "final"]
+                assert (end["runId"], end["sessionKey"]) == ("k", "agent:main:one" if client is back else "one")
+                assert end["message"]["content"][0]["text"] == "x"
+
+
 async def test_scoped_clients_hear_runs_of_their_sessions_only(tmp_path: Path) -> None:
     async with open_test_gateway(tmp_path) as host, host.client(caps=("session-scoped-events",)) as client:
         await client.request("sessions.messages.subscribe", {"key": "mine"})
