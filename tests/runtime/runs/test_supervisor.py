@@ -676,8 +676,8 @@ async def test_a_run_that_is_being_accepted_when_the_process_stops_has_its_end(
     told: list[Accepted] = []
     async with trio.open_nursery() as nursery:
         async with stage.life(grace=5) as life:
-            nursery.start_soon(partial(life.runs.submit, submission("r1"), acknowledge=told.append))
-            while not life.store.writes > 1:  # the first one is the recovery
+            nursery.start_soon(partial(life.runs.submit, submission("r1"), acknowledge=told.append))  # noqa: ASYNC111 - it outlives the life on purpose
+            while not life.store.writes > 1:  # the first one is the recovery  # noqa: ASYNC110 - nothing tells of it
                 await trio.lowlevel.checkpoint()
     assert [accepted.run_id for accepted in told] == ["r1"]
     assert stage.terminals() == {"r1": "final"}
@@ -699,7 +699,7 @@ async def test_a_submission_that_lies_in_the_inbox_at_the_end_is_refused(
             drained = partial(life.runs.drain, 0)
             nursery.start_soon(drained)
             for place in range(3):
-                nursery.start_soon(send, life, f"r{place}")
+                nursery.start_soon(send, life, f"r{place}")  # noqa: ASYNC111 - it outlives the life on purpose
     assert len(outcomes) == 3
     for outcome in outcomes:
         assert isinstance(outcome, Accepted | Unavailable)
@@ -721,7 +721,7 @@ async def test_a_disk_that_hangs_at_the_end_does_not_hold_the_process(stage: Sta
             await life.send("running", session="a")
             await settled()
             with life.store.held():
-                nursery.start_soon(partial(life.runs.submit, submission("r1"), acknowledge=told.append))
+                nursery.start_soon(partial(life.runs.submit, submission("r1"), acknowledge=told.append))  # noqa: ASYNC111 - it outlives the life on purpose
                 await settled()
                 with trio.fail_after(60):
                     await life.runs.drain(1)
