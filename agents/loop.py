@@ -10,7 +10,16 @@ from typing import assert_never
 import msgspec
 
 from triops.agents.errors import LimitReached, ProviderError
-from triops.agents.events import MessageEnd, MessageStart, Steered, TextChunk, ThinkingChunk, TurnEvent
+from triops.agents.events import (
+    FirstToken,
+    MessageEnd,
+    MessageStart,
+    RequestSent,
+    Steered,
+    TextChunk,
+    ThinkingChunk,
+    TurnEvent,
+)
 from triops.agents.messages import AssistantMessage, Message, ToolCall, UserMessage
 from triops.agents.model import (
     Done,
@@ -130,14 +139,19 @@ async def _ask(
         messages=messages,
         tools=turn.schemas,
         session_id=turn.session_id,
+        sent=lambda: emit(RequestSent(index)),
     )
     received: list[ProviderEvent] = []
     message: AssistantMessage | None = None
     size = 0
+    silent = True
     emit(MessageStart(index))
     try:
         async with provider.stream(request) as batches:
             async for batch in batches:
+                if silent and not isinstance(batch[0], RetryNotice):
+                    silent = False
+                    emit(FirstToken(index))
                 received.extend(batch)
                 for event in batch:
                     match event:

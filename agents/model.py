@@ -4,7 +4,7 @@ A *provider* speaks to one endpoint. What it gives back while it streams are the
 what one network read held, so that a burst of fragments costs one hand-over.
 """
 
-from collections.abc import AsyncIterable, Sequence
+from collections.abc import AsyncIterable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal, Protocol
 
@@ -96,6 +96,8 @@ class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
     temperature: float | None = None
     session_id: str = ""
     """Stable per conversation; providers may use it as a cache key."""
+    sent: Callable[[], None] = lambda: None
+    """To be called (sync) each time the request is with the endpoint, so that it is known who was waited for."""
 
 
 class TextDelta(msgspec.Struct, frozen=True):

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from triops.agents.messages import Message, ToolCall, ToolResultMessage
+from triops.runtime.phases import Phases
 from triops.runtime.runs.state import Terminal
 from triops.runtime.sessions import Session
 
@@ -92,6 +93,8 @@ class RunEnded(msgspec.Struct, frozen=True):
     seq: int
     ts: int
     terminal: Terminal
+    phases: Phases | None = None
+    """Where its time went, if it had a turn of its own in this process."""
 
 
 class SessionMessage(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,8 +8,10 @@ from typing import Any, cast
 
 from triops.agents.errors import ContextOverflow, ErrorKind, LimitReached, ProviderError
 from triops.agents.events import (
+    FirstToken,
     MessageEnd,
     MessageStart,
+    RequestSent,
     TextChunk,
     ThinkingChunk,
     ToolEnd,
@@ -100,9 +102,15 @@ class Progress:
                 self.spoke = True
                 self._bus.publish(RunThinking(run.info, run.next_seq(), now, delta))
             case MessageStart(index):
+                run.phases.enter("connect")
                 if index > 1:
                     run.parts.clear()
+            case RequestSent():
+                run.phases.enter("first_token")
+            case FirstToken():
+                run.phases.enter("stream")
             case MessageEnd(_, message):
+                run.phases.enter("tools")
                 self.unsaved.append(event)
                 if message.usage is not None and message.stop_reason not in ("aborted", "error"):
                     self._bus.publish(RunUsage(run.info, run.next_seq(), now, message.usage.output))
@@ -117,6 +125,7 @@ class Progress:
                     self.tools.append(call.name)
                 self._bus.publish(RunTool(run.info, run.next_seq(), now, "result", call, result))
             case RetryNotice(attempt, most, reason, _):
+                run.phases.enter("connect")
                 retry = {"attempt": attempt, "maxAttempts": most, "reason": reason}
                 self.status("starting_model", retry)
             case _:
@@ -146,6 +155,7 @@ class ChatTurn:
                 if strict or place == len(names) or self._progress.spoke or isinstance(error, ContextOverflow):
                     raise
                 self._log.warning("a model failed, trying the next", run=self._run.id, model=name, error=error)
+                self._run.phases.enter("plan")
             else:
                 return self._final(message)
         raise AssertionError("there is always a model to try")

@@ -90,13 +90,20 @@ class HttpClient:
 
     @asynccontextmanager
     async def stream(
-        self, method: str, url: str, headers: Mapping[str, str], body: bytes = b"", *, idle: float = CLOUD_IDLE
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes = b"",
+        *,
+        idle: float = CLOUD_IDLE,
+        sent: Callable[[], None] = lambda: None,
     ) -> AsyncGenerator[Response]:
         """Send a request; the block gets its answer as soon as the head is there.
 
         `idle` is the silence, in seconds, after which the peer counts as hung: while it takes the request, before the
-        head and between reads. A block that is left before the body's end, or cancelled, closes its connection and
-        nothing else. Redirects are not followed.
+        head and between reads. `sent` (sync) is called when the request has left. A block that is left before the
+        body's end, or cancelled, closes its connection and nothing else. Redirects are not followed.
 
         Raises:
             ProviderError: `connection`, `timeout`, `tls_certificate`, or `format` for what is not HTTP.
@@ -106,14 +113,14 @@ class HttpClient:
         connection = kept or await self._connect(target)
         try:
             try:
-                head = await connection.ask(method, target, headers, body, idle)
+                head = await connection.ask(method, target, headers, body, idle, sent)
             except ProviderError:
                 if kept is None or not connection.was_hung_up:
                     raise
                 # The peer closed it just as we took it up, as some servers do after each answer: nothing was heard.
                 connection.close()
                 connection = await self._connect(target)
-                head = await connection.ask(method, target, headers, body, idle)
+                head = await connection.ask(method, target, headers, body, idle, sent)
             yield Response(head.status_code, list(head.headers), partial(connection.read, idle))
         finally:
             self._put_back(connection)
@@ -266,7 +273,13 @@ class _Connection:
         self._socket.close()
 
     async def ask(
-        self, method: str, target: _Target, headers: Mapping[str, str], body: bytes, idle: float
+        self,
+        method: str,
+        target: _Target,
+        headers: Mapping[str, str],
+        body: bytes,
+        idle: float,
+        sent: Callable[[], None],
     ) -> h11.Response:
         send = self._wire.send
         self._heard = False
@@ -279,6 +292,7 @@ class _Connection:
             raise _silent(self.name, idle) from None
         except trio.BrokenResourceError:
             pass  # a peer may refuse before it has read all: its answer says why, its absence is met below
+        sent()
         while not isinstance(event := self._next_event(), h11.Response):
             if event is h11.NEED_DATA:
                 await self._receive(idle)

@@ -76,6 +76,7 @@ class ScriptedProvider:
 async def _play(request: ModelRequest, step: Step, now: Clock) -> AsyncGenerator[Sequence[ProviderEvent], None]:
     draft = Draft(request.model, "scripted", Faults(str(request.model.ref)), now)
     said = 0
+    request.sent()
     for item in step:
         if isinstance(item, Exception):
             raise item

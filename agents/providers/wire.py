@@ -158,7 +158,7 @@ async def stream_reply(provider: HttpProvider, request: ModelRequest) -> AsyncGe
     for retry, pause in enumerate((*RETRY_PAUSES, None), start=1):
         streamed = False
         try:
-            async with _ask(provider, request.model, body) as answer:
+            async with _ask(provider, request, body) as answer:
                 while batch := await answer.batch():
                     streamed = True
                     yield batch  # noqa: ASYNC119, RUF100  as_safe_channel closes this generator where it runs
@@ -178,12 +178,12 @@ def _delay(error: ProviderError, pause: float) -> float | None:
 
 
 @asynccontextmanager
-async def _ask(provider: HttpProvider, model: ModelInfo, body: bytes) -> AsyncGenerator["_Answer", None]:
-    headers, faults = await provider.sign(str(model.ref))
+async def _ask(provider: HttpProvider, request: ModelRequest, body: bytes) -> AsyncGenerator["_Answer", None]:
+    headers, faults = await provider.sign(str(request.model.ref))
     headers["content-type"] = "application/json"
-    draft = Draft(model, provider.dialect.api, faults, provider.now)
+    draft = Draft(request.model, provider.dialect.api, faults, provider.now)
     url = provider.dialect.chat_url(provider.base_url)
-    async with provider.http.stream("POST", url, headers, body, idle=provider.idle) as response:
+    async with provider.http.stream("POST", url, headers, body, idle=provider.idle, sent=request.sent) as response:
         if response.status != 200 or _document_type(response):
             raise await _refusal(response, faults)
         yield _Answer(response, provider.dialect.parser(draft))

@@ -14,6 +14,7 @@ from triops.runtime.bus import Bus
 from triops.runtime.clock import Clock
 from triops.runtime.events import RunEnded, RunInfo, RunStarted
 from triops.runtime.logs import Log
+from triops.runtime.phases import Phases, TurnTimes
 from triops.runtime.runs.state import RunChange, RunState, Submission, Terminal, merged_terminal, next_state
 from triops.runtime.sessions import Session, agent_of
 
@@ -53,6 +54,7 @@ class Run:
         "merged",
         "message_seq",
         "parts",
+        "phases",
         "scope",
         "seq",
         "session",
@@ -67,6 +69,7 @@ class Run:
         self.submission = submission
         self.session = session
         self.accepted_at = accepted_at
+        self.phases = Phases()
         self.state = RunState.QUEUED
         self.info = info_of(submission, session)
         self.seq = 0
@@ -157,6 +160,7 @@ class Registry:
         self._bus = bus
         self._clock = clock
         self._log = log
+        self.times = TurnTimes()
         self._runs: dict[str, Run] = {}
         self._ended = 0
 
@@ -185,6 +189,7 @@ class Registry:
         `Cancelled`.
         """
         run.state = next_state(run.state, RunChange.START)
+        run.phases.enter("plan")
         run.started_at = now = self._clock()
         self._bus.publish(RunStarted(run.info, run.next_seq(), now))
         try:
@@ -220,7 +225,12 @@ class Registry:
         run.terminal = terminal
         del self._runs[run.id]
         self._ended += 1
-        self._bus.publish(RunEnded(run.info, run.next_seq(), terminal.ended_at, terminal))
+        phases = None
+        if terminal.state is not RunState.MERGED:
+            phases = run.phases
+            phases.end()
+            self.times.add(phases, terminal.state)
+        self._bus.publish(RunEnded(run.info, run.next_seq(), terminal.ended_at, terminal, phases))
         run.ended.set()
         for other in run.merged:
             self._end(other, merged_terminal(terminal, run.id))

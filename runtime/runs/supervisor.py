@@ -95,6 +95,8 @@ class Supervisor:
         self._tasks: trio.Nursery | None = None
         """Where workers live; None before and after."""
         self._over = trio.Event()
+        self.times = self._registry.times
+        """Where the time of the turns went, since the start."""
 
     # -- asked by others -----------------------------------------------------------------------------------------------
 

@@ -173,6 +173,7 @@ class Worker:
         with self._registry.running(run):
             self._changed(run, "start")
             draft = await self._reply(lane, run)
+            run.phases.enter("commit")
             try:
                 run.session, placed = await self._store.write(partial(_finish, run, draft, self._clock()))
             except RuntimeFault as error:
@@ -180,6 +181,7 @@ class Worker:
                 run.terminal = self._not_stored(run, error)
             else:
                 stored = True
+                run.phases.enter("emit")
                 announce(self._bus, run.session.key, placed)
                 run.terminal = draft.terminal
         assert run.terminal is not None
@@ -286,6 +288,7 @@ class _Desk:
             saved()
 
         self._saving = True
+        run.phases.enter("commit")
         await self._store.write(partial(_save, run, messages, taken, self._clock()), then=on_disk)
         self._saving = False
 

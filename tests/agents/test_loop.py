@@ -11,8 +11,10 @@ from trio.testing import MockClock
 
 from triops.agents.errors import LimitReached, ProviderError
 from triops.agents.events import (
+    FirstToken,
     MessageEnd,
     MessageStart,
+    RequestSent,
     Steered,
     TextChunk,
     ThinkingChunk,
@@ -131,6 +133,8 @@ async def test_a_reply_without_tools_is_given_back_and_not_saved():
     assert stage.saves == []
     assert stage.events == [
         MessageStart(1),
+        RequestSent(1),
+        FirstToken(1),
         ThinkingChunk(1, "hm"),
         TextChunk(1, "Hel"),
         TextChunk(1, "lo"),

@@ -108,6 +108,18 @@ async def test_a_second_attempt_may_succeed(server, provider, hello, ask, collec
     assert [type(first), type(second)] == [RetryNotice, RetryNotice] and done.message.text == "Hello"
 
 
+async def test_it_is_said_when_a_request_has_left_before_anything_comes(server, provider, hello, ask, patient_clock):
+    server.answers = [[failure(503, headers="retry-after: 3\r\n")], [5.0, whole(*hello)]]
+    sent: list[float] = []
+    start = trio.current_time()
+    with trio.fail_after(60):
+        async with provider.stream(ask(sent=lambda: sent.append(trio.current_time() - start))) as batches:
+            async for _ in batches:
+                pass
+    assert sent == pytest.approx([0, 3], abs=0.5)
+    assert trio.current_time() - start >= 8
+
+
 async def test_a_kept_connection_that_turns_out_dead_is_no_attempt(server, provider, hello, ask, collect):
     server.answers = [[whole(*hello)], ["drop"], [whole(*hello)]]
     await collect(provider, ask())

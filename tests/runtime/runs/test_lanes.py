@@ -33,14 +33,14 @@ def ids(runs: Any) -> list[str]:
 # -- who may join whom -------------------------------------------------------------------------------------------------
 
 
-def test_a_turn_takes_the_steering_words_at_the_head_and_no_further() -> None:
+async def test_a_turn_takes_the_steering_words_at_the_head_and_no_further() -> None:
     lane = lane_of(run("a"), run("b"), run("c", "followup"), run("d"))
     assert ids(lane.take_steering()) == ["a", "b"]
     assert lane.take_steering() == []
     assert ids(lane.queue) == ["c", "d"]
 
 
-def test_what_is_taken_and_given_back_is_where_it_was() -> None:
+async def test_what_is_taken_and_given_back_is_where_it_was() -> None:
     lane = lane_of(run("a"), run("b"), run("c", "followup"))
     lane.give_back(lane.take_steering())
     assert ids(lane.queue) == ["a", "b", "c"]
@@ -54,25 +54,25 @@ def test_what_is_taken_and_given_back_is_where_it_was() -> None:
         {"extra_system": "Speak Latin."},
     ],
 )
-def test_what_another_turn_lacks_gets_a_turn_of_its_own(asked: dict[str, Any]) -> None:
+async def test_what_another_turn_lacks_gets_a_turn_of_its_own(asked: dict[str, Any]) -> None:
     assert lane_of(run("a", **asked)).take_steering() == []
     assert lane_of(run("b", "collect", **asked)).take_collected(run("a", "collect")) == []
     assert lane_of(run("b", "collect")).take_collected(run("a", "collect", **asked)) == []
 
 
-def test_a_run_that_was_stopped_joins_nobody() -> None:
+async def test_a_run_that_was_stopped_joins_nobody() -> None:
     stopped = run("a")
     stopped.stop("rpc")
     assert lane_of(stopped).take_steering() == []
 
 
-def test_only_neighbours_that_collect_share_a_turn() -> None:
+async def test_only_neighbours_that_collect_share_a_turn() -> None:
     lane = lane_of(run("b", "collect"), run("c", "collect"), run("d", "followup"), run("e", "collect"))
     assert ids(lane.take_collected(run("a", "collect"))) == ["b", "c"]
     assert lane_of(run("b", "collect")).take_collected(run("a", "followup")) == []
 
 
-def test_an_interrupting_run_goes_first_and_replaces_those_before_it() -> None:
+async def test_an_interrupting_run_goes_first_and_replaces_those_before_it() -> None:
     earlier = run("b", "interrupt")
     lane = lane_of(earlier, run("c"))
     assert lane.put_first(run("d", "interrupt")) == [earlier]
@@ -82,7 +82,7 @@ def test_an_interrupting_run_goes_first_and_replaces_those_before_it() -> None:
 # -- lanes -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_lane_is_full_when_places_and_queue_reach_the_cap() -> None:
+async def test_a_lane_is_full_when_places_and_queue_reach_the_cap() -> None:
     lanes = Lanes(cap=3, main=1)
     lane = lanes.reserve(KEY)
     assert lane is not None
@@ -93,7 +93,7 @@ def test_a_lane_is_full_when_places_and_queue_reach_the_cap() -> None:
     assert lanes.reserve("agent:main:other") is not None
 
 
-def test_a_lane_gives_turns_in_order_and_is_forgotten_at_the_end() -> None:
+async def test_a_lane_gives_turns_in_order_and_is_forgotten_at_the_end() -> None:
     lanes = Lanes(cap=3, main=1)
     lane = lanes.open(KEY)
     lane.queue.extend([run("a"), run("b")])
@@ -104,7 +104,7 @@ def test_a_lane_gives_turns_in_order_and_is_forgotten_at_the_end() -> None:
 
 
 @pytest.mark.parametrize("holding", ["places", "starting"])
-def test_a_lane_that_is_waited_for_is_not_forgotten(holding: str) -> None:
+async def test_a_lane_that_is_waited_for_is_not_forgotten(holding: str) -> None:
     lanes = Lanes(cap=3, main=1)
     lane = lanes.open(KEY)
     setattr(lane, holding, True)
@@ -112,7 +112,7 @@ def test_a_lane_that_is_waited_for_is_not_forgotten(holding: str) -> None:
     assert lanes.get(KEY) is lane
 
 
-def test_nobody_has_a_turn_while_one_is_starting_or_the_lanes_are_closed() -> None:
+async def test_nobody_has_a_turn_while_one_is_starting_or_the_lanes_are_closed() -> None:
     lanes = Lanes(cap=3, main=1)
     lane = lanes.open(KEY)
     lane.queue.append(run("a"))
@@ -126,7 +126,7 @@ def test_nobody_has_a_turn_while_one_is_starting_or_the_lanes_are_closed() -> No
 
 
 @given(st.lists(st.sampled_from(["send", "advance", "end", "store"]), max_size=40))
-def test_a_lane_is_known_exactly_while_it_has_something_to_do(steps: list[str]) -> None:
+async def test_a_lane_is_known_exactly_while_it_has_something_to_do(steps: list[str]) -> None:
     lanes = Lanes(cap=5, main=1)
     for place, step in enumerate(steps):
         lane = lanes.get(KEY)
@@ -160,7 +160,7 @@ def test_a_lane_is_known_exactly_while_it_has_something_to_do(steps: list[str]) 
         ("spawn", 5, "spawn5"),
     ],
 )
-def test_each_class_of_runs_has_slots_of_its_own(source: Source, depth: int, name: str) -> None:
+async def test_each_class_of_runs_has_slots_of_its_own(source: Source, depth: int, name: str) -> None:
     lanes = Lanes(cap=3, main=2)
     slots = lanes.slots_for(run("a", source=source, spawn_depth=depth).submission)
     assert Lane(KEY).take_slot_nowait(slots)

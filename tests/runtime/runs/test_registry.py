@@ -48,7 +48,7 @@ def final(text: str = "done") -> Terminal:
 # -- the block: every way out has its one terminal ---------------------------------------------------------------------
 
 
-def test_a_block_that_sets_its_terminal_ends_with_it(place: Place) -> None:
+async def test_a_block_that_sets_its_terminal_ends_with_it(place: Place) -> None:
     run = place.run()
     with place.registry.running(run):
         assert run.state is RunState.RUNNING
@@ -62,7 +62,7 @@ def test_a_block_that_sets_its_terminal_ends_with_it(place: Place) -> None:
     assert place.registry.get("r1") is None
 
 
-def test_a_block_that_fails_ends_the_run_as_our_own_fault_and_goes_on(place: Place) -> None:
+async def test_a_block_that_fails_ends_the_run_as_our_own_fault_and_goes_on(place: Place) -> None:
     run = place.run()
     with place.registry.running(run):
         raise ZeroDivisionError("secret words")
@@ -73,7 +73,7 @@ def test_a_block_that_fails_ends_the_run_as_our_own_fault_and_goes_on(place: Pla
     place.events.check(["r1"])
 
 
-def test_a_failure_after_the_terminal_does_not_change_it(place: Place) -> None:
+async def test_a_failure_after_the_terminal_does_not_change_it(place: Place) -> None:
     run = place.run()
     with place.registry.running(run):
         run.terminal = final()
@@ -82,7 +82,7 @@ def test_a_failure_after_the_terminal_does_not_change_it(place: Place) -> None:
     assert [record.level for record in place.log] == ["error"]
 
 
-def test_a_block_that_is_left_without_a_terminal_ends_aborted_with_what_arrived(place: Place) -> None:
+async def test_a_block_that_is_left_without_a_terminal_ends_aborted_with_what_arrived(place: Place) -> None:
     run = place.run()
     with place.registry.running(run):
         run.parts.append("half an ans")
@@ -141,7 +141,9 @@ async def test_a_group_with_a_cancellation_in_it_is_not_swallowed(place: Place) 
 
 
 @pytest.mark.parametrize("way", [KeyboardInterrupt, SystemExit, GeneratorExit])
-def test_what_is_no_exception_of_ours_passes_and_the_run_has_its_end(place: Place, way: type[BaseException]) -> None:
+async def test_what_is_no_exception_of_ours_passes_and_the_run_has_its_end(
+    place: Place, way: type[BaseException]
+) -> None:
     run = place.run()
     with pytest.raises(way), place.registry.running(run):
         raise way
@@ -151,7 +153,7 @@ def test_what_is_no_exception_of_ours_passes_and_the_run_has_its_end(place: Plac
 # -- once --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_second_terminal_is_an_assertion(place: Place) -> None:
+async def test_a_second_terminal_is_an_assertion(place: Place) -> None:
     run = place.run()
     with place.registry.running(run):
         run.terminal = final()
@@ -160,7 +162,7 @@ def test_a_second_terminal_is_an_assertion(place: Place) -> None:
     assert len(place.events.of("r1")) == 2
 
 
-def test_a_second_terminal_of_a_merged_run_is_an_assertion(place: Place) -> None:
+async def test_a_second_terminal_of_a_merged_run_is_an_assertion(place: Place) -> None:
     taker, other = place.run("r1"), place.run("r2")
     with place.registry.running(taker):
         place.registry.merge(other, taker)
@@ -170,7 +172,7 @@ def test_a_second_terminal_of_a_merged_run_is_an_assertion(place: Place) -> None
     assert len(place.events.of("r2")) == 1
 
 
-def test_a_run_that_ended_cannot_run_and_one_that_runs_cannot_run_again(place: Place) -> None:
+async def test_a_run_that_ended_cannot_run_and_one_that_runs_cannot_run_again(place: Place) -> None:
     run = place.run()
     with place.registry.running(run):
         with pytest.raises(AssertionError), place.registry.running(run):
@@ -181,14 +183,14 @@ def test_a_run_that_ended_cannot_run_and_one_that_runs_cannot_run_again(place: P
     place.events.check(["r1"])
 
 
-def test_a_run_cannot_be_registered_twice(place: Place) -> None:
+async def test_a_run_cannot_be_registered_twice(place: Place) -> None:
     place.run()
     with pytest.raises(AssertionError, match="registered twice"):
         place.run()
 
 
 @pytest.mark.parametrize("state", [RunState.FINAL, RunState.ERROR])
-def test_a_run_that_never_ran_cannot_have_answered(place: Place, state: RunState) -> None:
+async def test_a_run_that_never_ran_cannot_have_answered(place: Place, state: RunState) -> None:
     with pytest.raises(AssertionError):
         place.registry.drop(place.run(), Terminal(state=state, ended_at=NOW))
 
@@ -196,7 +198,7 @@ def test_a_run_that_never_ran_cannot_have_answered(place: Place, state: RunState
 # -- order -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_merged_run_ends_right_after_the_one_that_took_it(place: Place) -> None:
+async def test_a_merged_run_ends_right_after_the_one_that_took_it(place: Place) -> None:
     taker, first, second = place.run("r1"), place.run("r2"), place.run("r3")
     with place.registry.running(taker):
         place.registry.merge(first, taker)
@@ -212,7 +214,7 @@ def test_a_merged_run_ends_right_after_the_one_that_took_it(place: Place) -> Non
     assert place.registry.statistics() == RegistryStatistics(queued=0, running=0, ended=3)
 
 
-def test_the_registry_has_forgotten_a_run_when_its_end_is_told(place: Place) -> None:
+async def test_the_registry_has_forgotten_a_run_when_its_end_is_told(place: Place) -> None:
     seen: list[tuple[Run | None, bool]] = []
     run = place.run()
 
@@ -225,7 +227,7 @@ def test_the_registry_has_forgotten_a_run_when_its_end_is_told(place: Place) -> 
     assert seen == [(None, False)], "who is woken by it finds nothing in memory and everything on disk"
 
 
-def test_a_listener_that_fails_does_not_change_how_a_run_ends(place: Place) -> None:
+async def test_a_listener_that_fails_does_not_change_how_a_run_ends(place: Place) -> None:
     def fail(event: RuntimeEvent) -> None:
         raise ZeroDivisionError
 
@@ -236,7 +238,7 @@ def test_a_listener_that_fails_does_not_change_how_a_run_ends(place: Place) -> N
     assert run.ended.is_set()
 
 
-def test_events_of_a_run_are_counted_through(place: Place) -> None:
+async def test_events_of_a_run_are_counted_through(place: Place) -> None:
     run = place.run()
     with place.registry.running(run):
         place.bus.publish(RunDelta(run.info, run.next_seq(), NOW, 1, "x"))
@@ -244,7 +246,7 @@ def test_events_of_a_run_are_counted_through(place: Place) -> None:
     assert [event.seq for event in place.events.of("r1")] == [1, 2, 3]
 
 
-def test_runs_of_a_session_come_oldest_first(place: Place) -> None:
+async def test_runs_of_a_session_come_oldest_first(place: Place) -> None:
     place.run("r2")
     place.run("r1")
     place.run("other", session="agent:main:x")
@@ -264,7 +266,7 @@ def _nothing(run: Run) -> None:
 
 
 @pytest.mark.parametrize("before", [_nothing, _begin])
-def test_a_run_is_stopped_once(place: Place, before: Callable[[Run], None]) -> None:
+async def test_a_run_is_stopped_once(place: Place, before: Callable[[Run], None]) -> None:
     run = place.run()
     before(run)
     assert run.stop("rpc")
@@ -273,7 +275,7 @@ def test_a_run_is_stopped_once(place: Place, before: Callable[[Run], None]) -> N
     assert run.scope.cancel_called
 
 
-def test_a_run_that_was_stopped_before_it_has_its_place_is_still_stopped_then(place: Place) -> None:
+async def test_a_run_that_was_stopped_before_it_has_its_place_is_still_stopped_then(place: Place) -> None:
     run = place.run()
     run.stop("rpc")
     run.begin(run.session, 1, ())
@@ -281,7 +283,7 @@ def test_a_run_that_was_stopped_before_it_has_its_place_is_still_stopped_then(pl
     assert run.scope.cancel_called
 
 
-def test_a_run_that_has_answered_cannot_be_stopped(place: Place) -> None:
+async def test_a_run_that_has_answered_cannot_be_stopped(place: Place) -> None:
     run = place.run()
     run.answered = True
     assert not run.stop("rpc")
