@@ -80,6 +80,7 @@ class Connection:
         self.scoped = False
         self.tool_events = False
         self.since = 0
+        self.turn_phases = False
 
     @property
     def unknown(self) -> bool:
@@ -182,6 +183,7 @@ class Connection:
         self.scoped = "session-scoped-events" in params.caps
         self.tool_events = "tool-events" in params.caps
         self.since = self._services.runtime.clock()
+        self.turn_phases = "turn-phases" in params.caps
         if params.device is not None:
             self.actor = params.device.id
         # First the hello, then events: joining afterwards keeps the order.

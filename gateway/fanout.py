@@ -57,6 +57,8 @@ class Audience(Protocol):
     scoped: bool
     """Cap `session-scoped-events`: run events only of `session_keys`."""
     tool_events: bool
+    turn_phases: bool
+    """Cap `turn-phases`: the end of a run says where its time went."""
 
 
 class _Stream:
@@ -200,13 +202,23 @@ class Fanout:
 
     def _run_event(self, run: RunInfo, name: str, payload: AgentEvent | ChatEvent, *, urgent: bool = True) -> None:
         self._catch_up(run, urgent=urgent)
-        for connection, event in _addressed(run, name, payload, self._listeners(run)):
+        self._tell(run, name, payload, self._listeners(run), urgent=urgent)
+
+    def _tell(
+        self, run: RunInfo, name: str, payload: AgentEvent | ChatEvent, to: Iterable[Audience], *, urgent: bool = True
+    ) -> None:
+        for connection, event in _addressed(run, name, payload, to):
             connection.outbox.put_event(event.encoded, run_id=run.run_id, urgent=urgent)
 
     def _ended(self, event: RunEnded) -> None:
         run, terminal = event.run, event.terminal
         if terminal.state is not RunState.MERGED:
-            self._run_event(run, "agent", wire.lifecycle_end(run, event.seq, terminal))
+            end = wire.lifecycle_end(run, event.seq, terminal)
+            self._catch_up(run)
+            asking = [c for c in self._listeners(run) if c.turn_phases]
+            self._tell(run, "agent", end, (c for c in self._listeners(run) if not c.turn_phases))
+            if asking:
+                self._tell(run, "agent", wire.with_phases(end, event.phases), asking)
         self._run_event(run, "chat", wire.chat_terminal(run, event.seq, terminal))
         self._streams.pop(run.run_id, None)
 
@@ -225,9 +237,8 @@ class Fanout:
         payload, listeners = wire.tool(event), list(self._listeners(run))
         callers = [c for c in listeners if c.id == run.origin and c.tool_events]
         others = [c for c in listeners if c not in callers and (c.all_sessions or run.session_key in c.session_keys)]
-        for name, audience in (("agent", callers), ("session.tool", others)):
-            for connection, tool in _addressed(run, name, payload, audience):
-                connection.outbox.put_event(tool.encoded, run_id=run.run_id)
+        self._tell(run, "agent", payload, callers)
+        self._tell(run, "session.tool", payload, others)
 
     def _message(self, event: SessionMessage) -> None:
         subscribers = self._subscribers(event.session_key)

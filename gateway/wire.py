@@ -13,6 +13,7 @@ from triops.agents.messages import Message, Text
 from triops.gateway.schema.events import AgentEvent, ChatEvent, ShownMessage
 from triops.gateway.schema.sessions import SessionRow
 from triops.runtime.events import RunInfo, RunTool, SessionChanged
+from triops.runtime.phases import Phases
 from triops.runtime.runs.state import RunState, Terminal
 
 _STATE = {
@@ -21,6 +22,9 @@ _STATE = {
     RunState.ABORTED: "aborted",
     RunState.ERROR: "error",
 }
+
+_PHASES = {"first_token": "firstToken"}
+"""How those are spelled here that are spelled otherwise."""
 
 _ROW_FIELDS = [(field.name, field.encode_name) for field in msgspec.structs.fields(SessionRow) if field.name != "key"]
 
@@ -120,6 +124,14 @@ def lifecycle_end(run: RunInfo, seq: int, terminal: Terminal) -> AgentEvent:
     data["executionSettled"] = True
     data.update(receipt_of(run.run_id, run.session_id, terminal))
     return agent_event(run, seq, terminal.ended_at, "lifecycle", data, with_session=True)
+
+
+def with_phases(end: AgentEvent, phases: Phases | None) -> AgentEvent:
+    """The same for who asks (cap `turn-phases`) where the time went: `phases`, in milliseconds."""
+    if phases is None:
+        return end
+    spent = {_PHASES.get(phase, phase): round(seconds * 1000, 3) for phase, seconds in phases.spent().items()}
+    return msgspec.structs.replace(end, data=end.data | {"phases": spent})
 
 
 def liveness(terminal: Terminal) -> str:

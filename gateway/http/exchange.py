@@ -29,11 +29,12 @@ SECURITY_HEADERS = (
 
 
 class HttpResponse(msgspec.Struct, frozen=True):
-    """A status and JSON."""
+    """A status and JSON, or `bytes` as they are."""
 
     status: int
     payload: Any
     headers: tuple[tuple[bytes, bytes], ...] = ()
+    content_type: bytes = b"application/json; charset=utf-8"
 
 
 Answer = Callable[[bytes], Awaitable[HttpResponse]]
@@ -183,11 +184,11 @@ async def _watched(
 def _encoded(
     connection: h11.Connection, response: HttpResponse, head: Head | None = None, *, close: bool = False
 ) -> bytes:
-    body = _encode(response.payload)
+    body = response.payload if isinstance(response.payload, bytes) else _encode(response.payload)
     headers = [
         *SECURITY_HEADERS,
         *response.headers,
-        (b"Content-Type", b"application/json; charset=utf-8"),
+        (b"Content-Type", response.content_type),
         (b"Content-Length", b"%d" % len(body)),
         *([(b"Connection", b"close")] if close else ()),
     ]

@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import msgspec
 
+from triops.gateway import metrics
 from triops.gateway.door import Door, caller_of
 from triops.gateway.errors import ErrorShape, WireError, error_shape, http_status
 from triops.gateway.frames import Request, decode_params
@@ -96,6 +97,9 @@ class Routes:
                 return await _rpc(call, method, body)
             case "GET", ["status"]:
                 return await _rpc(call, "status", query)
+            case "GET", ["metrics"]:
+                _nothing("query", query)
+                return HttpResponse(200, metrics.exposition(self._services.runtime.runs), content_type=metrics.TYPE)
             case "GET", ["sessions"]:
                 return await _rpc(call, "sessions.list", query)
             case "GET", ["sessions", key]:
@@ -116,7 +120,7 @@ class Routes:
                 return await self._services.runtime.heartbeat.beat()
             case _, ["rpc", _] | ["sessions", _, "ping"]:
                 return _not_allowed("POST")
-            case _, ["status" | "sessions"] | ["sessions", _]:
+            case _, ["status" | "sessions" | "metrics"] | ["sessions", _]:
                 return _not_allowed("GET, HEAD")
             case _, ["webchat", "messages"] | ["heartbeat"]:
                 return _not_allowed("GET, HEAD, POST")

@@ -31,6 +31,7 @@ from triops.runtime.events import (
     SessionMessage,
 )
 from triops.runtime.logs import Log
+from triops.runtime.phases import Phases
 from triops.runtime.runs.state import RunState, Terminal
 from triops.runtime.sessions import Session
 
@@ -59,6 +60,7 @@ class Listener:
         self.session_keys: set[str] = set(settings.get("keys", ()))
         self.scoped: bool = settings.get("scoped", False)
         self.tool_events: bool = settings.get("tool_events", False)
+        self.turn_phases: bool = settings.get("turn_phases", False)
 
     def heard(self) -> list[dict[str, Any]]:
         """What came since the last look."""
@@ -206,6 +208,25 @@ async def test_a_merged_run_has_a_final_without_a_message_and_no_lifecycle() -> 
         (final,) = me.heard()
     assert (final["event"], final["payload"]["state"]) == ("chat", "final")
     assert "message" not in final["payload"]
+
+
+async def test_where_the_time_went_is_told_to_who_asks_and_to_nobody_else() -> None:
+    me, asker, deaf = Listener(), Listener("b", turn_phases=True), Listener("c", turn_phases=True, reads=False)
+    phases = Phases()
+    phases.end()
+    async with fanning(me, asker, deaf) as bus:
+        bus.publish(delta(1, "hel"))
+        bus.publish(delta(2, "lo"))
+        bus.publish(RunEnded(RUN, 3, 3, FINAL, phases))
+        bus.publish(RunEnded(replace(RUN, run_id="of another life"), 1, 1, FINAL))
+        told, asked = me.heard(), asker.heard()
+    assert deaf.heard() == []
+    ends = [frame["payload"]["data"] for frame in told if frame["payload"].get("stream") == "lifecycle"]
+    timed = [frame["payload"]["data"] for frame in asked if frame["payload"].get("stream") == "lifecycle"]
+    assert timed == [ends[0] | {"phases": timed[0]["phases"]}, ends[1]]
+    assert list(timed[0]["phases"]) == ["queue", "plan", "connect", "firstToken", "stream", "tools", "commit", "emit"]
+    assert [frame["event"] for frame in asked] == [frame["event"] for frame in told]
+    assert texts(asked) == texts(told) == ["hello"]
 
 
 async def test_only_readers_hear_of_runs() -> None:

@@ -237,6 +237,7 @@ async def next_answer(
                 assert head is not None
                 headers = {name.decode(): value.decode() for name, value in head.headers}
                 text = body.decode("utf-8")
-                return HttpAnswer(head.status_code, headers, json.loads(text) if text else None)
+                is_json = headers.get("content-type", "").startswith("application/json")
+                return HttpAnswer(head.status_code, headers, json.loads(text) if text and is_json else text or None)
             elif isinstance(event, h11.ConnectionClosed):
                 raise AssertionError("closed without an answer")

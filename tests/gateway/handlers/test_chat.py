@@ -53,6 +53,23 @@ async def test_a_run_is_told_in_order(tmp_path: Path) -> None:
         assert roles[0] == "user"
 
 
+async def test_who_has_the_cap_learns_where_the_time_went(tmp_path: Path, autojump_clock: Clock) -> None:
+    async with (
+        open_test_gateway(tmp_path, virtual=True) as host,
+        host.client(caps=("turn-phases",)) as client,
+        host.client() as other,
+    ):
+        await client.say("TOKENS:3 ITL:40", key="k")
+        await client.terminal("k")
+        await other.terminal("k")
+        (mine,) = [p["data"] for p in client.events("agent", "k") if p["data"].get("phase") == "end"]
+        (theirs,) = [p["data"] for p in other.events("agent", "k") if p["data"].get("phase") == "end"]
+        phases = mine.pop("phases")
+        assert mine == theirs
+        assert {name: ms for name, ms in phases.items() if ms} == {"stream": 80.0}
+        assert len(phases) == 8
+
+
 async def test_a_model_error_is_one_error_terminal_with_its_kind(tmp_path: Path) -> None:
     async with open_test_gateway(tmp_path) as host, host.client() as client:
         for status, kind in ((401, "unknown"), (400, "unknown")):

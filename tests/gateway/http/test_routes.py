@@ -16,6 +16,7 @@ ROUTES = [
     ("GET", "/healthz", None),
     ("GET", "/readyz", None),
     ("GET", "/status", None),
+    ("GET", "/metrics", None),
     ("GET", "/sessions", None),
     ("GET", "/sessions/agent:main:main", None),
     ("GET", "/sessions/agent%3Amain%3Amain", None),
@@ -38,7 +39,8 @@ async def test_every_route_answers_with_data(tmp_path: Path) -> None:
         for method, target, body in ROUTES:
             answer = await host.http(method, target, body)
             assert answer.status == 200, (method, target, answer)
-            assert answer.headers["content-type"].startswith("application/json")
+            kind = "text/plain; version=0.0.4" if target == "/metrics" else "application/json"
+            assert answer.headers["content-type"].startswith(kind)
             if method == "GET":
                 head = await host.http("HEAD", target)
                 assert (head.status, head.body) == (200, None), target
@@ -74,6 +76,7 @@ async def test_probes_need_no_token_and_take_get_and_head_only(tmp_path: Path) -
         ("GET", "/rpc/health", "POST"),
         ("HEAD", "/rpc/health", "POST"),
         ("DELETE", "/status", "GET, HEAD"),
+        ("POST", "/metrics", "GET, HEAD"),
         ("POST", "/sessions", "GET, HEAD"),
         ("PUT", "/sessions/main", "GET, HEAD"),
         ("PATCH", "/webchat/messages", "GET, HEAD, POST"),
