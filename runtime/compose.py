@@ -33,6 +33,7 @@ from triops.runtime.runs.supervisor import Supervisor, open_supervisor
 from triops.runtime.secrets import Secret
 from triops.runtime.store.sqlite import Store, open_store
 from triops.runtime.tools.sessions import SessionTools
+from triops.runtime.tracing import open_tracing
 from triops.runtime.turn import ChatTurn
 from triops.runtime.warmup import Warmup, open_warmup
 
@@ -118,6 +119,7 @@ async def open_runtime(
         if store is None:
             store = await stack.enter_async_context(open_store(paths.database))
         bus = bus or Bus(log.bind("bus"))
+        await stack.enter_async_context(open_tracing(config.diagnostics.otel, bus, clock, log))
         http = HttpClient()
         stack.push_async_callback(_close, http)
         if providers is None:

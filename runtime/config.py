@@ -273,6 +273,24 @@ class LoggingConfig(msgspec.Struct, frozen=True, rename="camel"):
     """The least that is written; `silent` writes nothing."""
 
 
+class OtelConfig(msgspec.Struct, frozen=True, rename="camel"):
+    """OpenTelemetry."""
+
+    enabled: bool = False
+    """Whether a span is sent for each turn; needs the extra `otel`."""
+    endpoint: Annotated[str, msgspec.Meta(pattern="^https?://")] | None = None
+    """The collector's address for OTLP over HTTP; unset, that of the OTEL_… variables, else http://localhost:4318."""
+    service_name: str = "triops"
+    """As the collector shows it."""
+
+
+class DiagnosticsConfig(msgspec.Struct, frozen=True, rename="camel"):
+    """What is told to those who watch."""
+
+    otel: OtelConfig = OtelConfig()
+    """OpenTelemetry."""
+
+
 class ToolsConfig(msgspec.Struct, frozen=True, rename="camel"):
     """What agents may call; names, `group:…`, `*`."""
 
@@ -304,6 +322,8 @@ class Config(msgspec.Struct, frozen=True, rename="camel"):
     """Scheduled work."""
     logging: LoggingConfig = LoggingConfig()
     """The log."""
+    diagnostics: DiagnosticsConfig = DiagnosticsConfig()
+    """What is told to those who watch."""
     tools: ToolsConfig = ToolsConfig()
     """What agents may call."""
     env: EnvConfig = EnvConfig()

@@ -50,7 +50,7 @@ class ConfigError(Exception):
 
 UNUSED: dict[type, str] = {
     c.Config: "$schema meta auth bindings session commands memory hooks channels skills plugins mcp browser ui"
-    " discovery update talk acp wizard worktreeRoot audit diagnostics telemetry secrets tts approvals",
+    " discovery update talk acp wizard worktreeRoot audit telemetry secrets tts approvals",
     c.GatewayConfig: "mode roles trustedProxies allowRealIpFallback publicOrigin remote nodes http reload tls terminal"
     " push cliAgents",
     c.AuthConfig: "allowTailscale identityScopes rateLimit trustedProxy",
@@ -79,6 +79,9 @@ UNUSED: dict[type, str] = {
     c.QueueConfig: "drop byChannel debounceMs debounceMsByChannel",
     c.CronConfig: "triggers webhookToken webhookSsrfPolicy sessionRetention failureAlert",
     c.LoggingConfig: "file consoleLevel consoleStyle redactSensitive",
+    c.DiagnosticsConfig: "enabled flags cacheTrace stuckSessionWarnMs",
+    c.OtelConfig: "protocol headers traces metrics logs sampleRate flushIntervalMs captureContent tracesEndpoint"
+    " metricsEndpoint logsEndpoint",
     c.ToolsConfig: "exec web loopDetection updatePlan codeMode sessions agentToAgent sessions_spawn media",
     c.EnvConfig: "shellEnv",
 }

@@ -72,7 +72,9 @@ class TurnTimes:
 
     def __init__(self) -> None:
         self.phases = {phase: Histogram() for phase in PHASES}
-        self.turns: dict[str, Histogram] = {state: Histogram() for state in (RunState.FINAL, RunState.ERROR, RunState.ABORTED)}
+        self.turns: dict[str, Histogram] = {
+            state: Histogram() for state in (RunState.FINAL, RunState.ERROR, RunState.ABORTED)
+        }
 
     def add(self, phases: Phases, state: RunState) -> None:
         spent = phases.spent()
