@@ -278,7 +278,7 @@ class OtelConfig(msgspec.Struct, frozen=True, rename="camel"):
 
     enabled: bool = False
     """Whether a span is sent for each turn; needs the extra `otel`."""
-    endpoint: Annotated[str, msgspec.Meta(pattern="^https?://")] | None = None
+    endpoint: str | None = None
     """The collector's address for OTLP over HTTP; unset, that of the OTEL_… variables, else http://localhost:4318."""
     service_name: str = "triops"
     """As the collector shows it."""

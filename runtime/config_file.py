@@ -68,6 +68,8 @@ def load_config(paths: Paths, environ: Mapping[str, str]) -> LoadedConfig:
     config = replace(config, gateway=_gateway(config.gateway, parsed, environ, reader))
     _check_agents(config, reader)
     _check_providers(config, reader)
+    if (url := config.diagnostics.otel.endpoint) is not None:
+        _check_url(url, "diagnostics.otel.endpoint", reader)
     if reader.faults:
         raise ConfigError(str(paths.config), tuple(reader.faults))
     return LoadedConfig(
@@ -250,8 +252,8 @@ def _check_endpoint(id: str, provider: ProviderConfig, path: str, reader: Config
         _check_api(provider.api, f"{path}.api", reader)
     if url is None and api in APIS and api not in ("codex", "scripted"):
         reader.fault(f"{path}.baseUrl", "is missing", 'write one such as "http://127.0.0.1:1234/v1"')
-    elif url is not None and not _is_url(url):
-        reader.fault(f"{path}.baseUrl", "is no http(s) URL", 'write one such as "http://127.0.0.1:1234"')
+    elif url is not None:
+        _check_url(url, f"{path}.baseUrl", reader)
 
 
 def _check_api(api: str, path: str, reader: ConfigReader) -> None:
@@ -261,12 +263,14 @@ def _check_api(api: str, path: str, reader: ConfigReader) -> None:
         reader.warn(path, "Ollama is asked in OpenAI's format: its OLLAMA_CONTEXT_LENGTH holds, not contextWindow")
 
 
-def _is_url(text: str) -> bool:
+def _check_url(text: str, path: str, reader: ConfigReader) -> None:
     try:
         parts = urlsplit(text)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 0) >= 0
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 0) >= 0
     except ValueError:  # a port or an IPv6 address that is none
-        return False
+        is_url = False
+    if not is_url:
+        reader.fault(path, "is no http(s) URL", 'write one such as "http://127.0.0.1:1234"')
 
 
 def _check_model(model: ModelConfig, path: str, reader: ConfigReader) -> None:

@@ -29,7 +29,8 @@ class Phases:
         self.over: float | None = None
 
     def enter(self, phase: Phase) -> None:
-        self.stamps.append((phase, trio.current_time()))
+        if self.stamps[-1][0] != phase:
+            self.stamps.append((phase, trio.current_time()))
 
     def end(self) -> None:
         """Its terminal is told now."""

@@ -110,7 +110,7 @@ class Progress:
             case FirstToken():
                 run.phases.enter("stream")
             case MessageEnd(_, message):
-                run.phases.enter("tools")
+                run.phases.enter("tools" if message.tool_calls else "commit")
                 self.unsaved.append(event)
                 if message.usage is not None and message.stop_reason not in ("aborted", "error"):
                     self._bus.publish(RunUsage(run.info, run.next_seq(), now, message.usage.output))

@@ -239,6 +239,8 @@ def test_every_fault_is_listed_with_path_problem_and_remedy(load: Load):
 def test_a_base_url_that_is_none_is_a_fault(load: Load, url: str):
     (said,) = faults(load, f"{{models: {{providers: {{p: {{baseUrl: '{url}'}}}}}}}}")
     assert said.startswith("models.providers.p.baseUrl: is no http(s) URL; ")
+    (said,) = faults(load, f"{{diagnostics: {{flags: [], otel: {{endpoint: '{url}', protocol: 'http/protobuf'}}}}}}")
+    assert said == 'diagnostics.otel.endpoint: is no http(s) URL; write one such as "http://127.0.0.1:1234"'
 
 
 def test_a_provider_without_a_base_url_is_a_fault_where_nobody_knows_it(load: Load):

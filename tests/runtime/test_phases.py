@@ -122,7 +122,7 @@ async def test_the_next_model_is_planned_anew(tmp_path: Path, autojump_clock: Mo
         assert phases is not None
         once = ["plan", "connect", "first_token"]
         assert [phase for phase, _, _ in phases.spans()] == [
-            "queue", *once, "tools", *once, "stream", "tools", "commit", "emit"
+            "queue", *once, "commit", *once, "stream", "commit", "emit"
         ]  # fmt: skip
 
 

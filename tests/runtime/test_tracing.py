@@ -32,13 +32,13 @@ async def test_a_turn_is_a_span_and_each_stay_in_a_phase_one_in_it(tmp_path: Pat
             start = host.runtime.clock() - EPOCH
             await host.ask("secret?", run_id="r")
             await host.ask("more?", run_id="failed")
-    *stays, turn = [span for span in exporter.get_finished_spans() if span.start_time][:9]
+    *stays, turn = [span for span in exporter.get_finished_spans() if span.start_time][:8]
     assert all(span.parent == turn.get_span_context() for span in stays)
     assert [shown(span) for span in stays] == [
         *((name, start, start) for name in ("queue", "plan", "connect")),
         ("first_token", start, start + 200),
         ("stream", start + 200, start + 500),
-        *((name, start + 500, start + 500) for name in ("tools", "commit", "emit")),
+        *((name, start + 500, start + 500) for name in ("commit", "emit")),
     ]
     assert shown(turn) == ("triops.turn", start, start + 500)
     assert turn.attributes is not None
