@@ -15,18 +15,6 @@ class MessageStart(msgspec.Struct, frozen=True):
     index: int
 
 
-class RequestSent(msgspec.Struct, frozen=True):
-    """The request is with the endpoint; once more with each retry."""
-
-    index: int
-
-
-class FirstToken(msgspec.Struct, frozen=True):
-    """The first of message `index` has come."""
-
-    index: int
-
-
 class TextChunk(msgspec.Struct, frozen=True):
     """`delta` was appended to the text of message `index`."""
 
@@ -67,15 +55,5 @@ class Steered(msgspec.Struct, frozen=True):
 
 
 TurnEvent = (
-    MessageStart
-    | RequestSent
-    | FirstToken
-    | TextChunk
-    | ThinkingChunk
-    | MessageEnd
-    | RetryNotice
-    | ToolStart
-    | ToolUpdate
-    | ToolEnd
-    | Steered
+    MessageStart | TextChunk | ThinkingChunk | MessageEnd | RetryNotice | ToolStart | ToolUpdate | ToolEnd | Steered
 )

@@ -5,21 +5,12 @@ to `save`, and what people said meanwhile comes out of `steer`.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import assert_never
+from typing import Literal, assert_never
 
 import msgspec
 
 from triops.agents.errors import LimitReached, ProviderError
-from triops.agents.events import (
-    FirstToken,
-    MessageEnd,
-    MessageStart,
-    RequestSent,
-    Steered,
-    TextChunk,
-    ThinkingChunk,
-    TurnEvent,
-)
+from triops.agents.events import MessageEnd, MessageStart, Steered, TextChunk, ThinkingChunk, TurnEvent
 from triops.agents.messages import AssistantMessage, Message, ToolCall, UserMessage
 from triops.agents.model import (
     Done,
@@ -67,6 +58,7 @@ async def run_turn(
     save: Callable[[Sequence[Message]], Awaitable[None]],
     steer: Callable[[], Sequence[UserMessage]],
     report: Callable[[ToolCall, Exception], None],
+    mark: Callable[[Literal["first_token", "stream"]], None],
     now: Callable[[], int],
 ) -> AssistantMessage:
     """Play one turn; give back the reply that ends it, which the caller saves.
@@ -74,7 +66,8 @@ async def run_turn(
     `emit` is sync and neither waits nor raises. `save` returns once its messages are on disk; when it raises,
     `Cancelled` included, none of them is. A call is saved together with its result, and a message that `steer` (sync)
     handed over is saved before it is told as `Steered`. `report` (sync) hears of a tool's own fault, to log it; the
-    model hears of it too. `now` is milliseconds since the epoch.
+    model hears of it too. `mark` (sync) is told what is waited for: the first token, once the model has the request, then
+    the rest of its stream. `now` is milliseconds since the epoch.
 
     On every way out each start has its end, and `transcript.settle` makes the messages that are not saved yet of
     what was emitted since the last save.
@@ -106,7 +99,7 @@ async def run_turn(
             await save(arrived)
             messages += arrived
             emit(Steered(arrived))
-        reply = await _ask(provider, turn, messages, step, emit, now)
+        reply = await _ask(provider, turn, messages, step, emit, mark, now)
         if not reply.tool_calls:
             return reply
         if step >= turn.max_steps:
@@ -130,6 +123,7 @@ async def _ask(
     messages: tuple[Message, ...],
     index: int,
     emit: Callable[[TurnEvent], None],
+    mark: Callable[[Literal["first_token", "stream"]], None],
     now: Callable[[], int],
 ) -> AssistantMessage:
     """One call of the model, streamed. However it ends, its `MessageEnd` holds what arrived."""
@@ -139,7 +133,7 @@ async def _ask(
         messages=messages,
         tools=turn.schemas,
         session_id=turn.session_id,
-        sent=lambda: emit(RequestSent(index)),
+        sent=lambda: mark("first_token"),
     )
     received: list[ProviderEvent] = []
     message: AssistantMessage | None = None
@@ -151,7 +145,7 @@ async def _ask(
             async for batch in batches:
                 if silent and not isinstance(batch[0], RetryNotice):
                     silent = False
-                    emit(FirstToken(index))
+                    mark("stream")
                 received.extend(batch)
                 for event in batch:
                     match event:

@@ -8,10 +8,8 @@ from typing import Any, cast
 
 from triops.agents.errors import ContextOverflow, ErrorKind, LimitReached, ProviderError
 from triops.agents.events import (
-    FirstToken,
     MessageEnd,
     MessageStart,
-    RequestSent,
     TextChunk,
     ThinkingChunk,
     ToolEnd,
@@ -105,10 +103,6 @@ class Progress:
                 run.phases.enter("connect")
                 if index > 1:
                     run.parts.clear()
-            case RequestSent():
-                run.phases.enter("first_token")
-            case FirstToken():
-                run.phases.enter("stream")
             case MessageEnd(_, message):
                 run.phases.enter("tools" if message.tool_calls else "commit")
                 self.unsaved.append(event)
@@ -222,6 +216,7 @@ class ChatTurn:
             save=save,
             steer=steer,
             report=lambda call, error: self._log.error("a tool failed by its own fault", tool=call.name, error=error),
+            mark=run.phases.enter,
             now=self._clock,
         )
 

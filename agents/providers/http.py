@@ -37,6 +37,7 @@ READ_SIZE = 1 << 16
 _TOKEN = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+")
 _TEXT = re.compile(r"[ -~]*")
 _HOST = re.compile(r"[\w.:-]+")
+_Tell = Callable[[], None]
 
 
 def default_idle(url: str) -> float:
@@ -97,7 +98,7 @@ class HttpClient:
         body: bytes = b"",
         *,
         idle: float = CLOUD_IDLE,
-        sent: Callable[[], None] = lambda: None,
+        sent: _Tell = lambda: None,
     ) -> AsyncGenerator[Response]:
         """Send a request; the block gets its answer as soon as the head is there.
 
@@ -273,13 +274,7 @@ class _Connection:
         self._socket.close()
 
     async def ask(
-        self,
-        method: str,
-        target: _Target,
-        headers: Mapping[str, str],
-        body: bytes,
-        idle: float,
-        sent: Callable[[], None],
+        self, method: str, target: _Target, headers: Mapping[str, str], body: bytes, idle: float, sent: _Tell
     ) -> h11.Response:
         send = self._wire.send
         self._heard = False

@@ -11,10 +11,8 @@ from trio.testing import MockClock
 
 from triops.agents.errors import LimitReached, ProviderError
 from triops.agents.events import (
-    FirstToken,
     MessageEnd,
     MessageStart,
-    RequestSent,
     Steered,
     TextChunk,
     ThinkingChunk,
@@ -56,6 +54,7 @@ class Stage:
         self.events: list[TurnEvent] = []
         self.unsaved: list[TurnEvent] = []
         self.saves: list[list[Message]] = []
+        self.marks: list[str] = []
         self.arrived: list[UserMessage] = []
         self.faults: list[Exception] = []
         self.started: list[str] = []
@@ -110,6 +109,7 @@ class Stage:
             save=self.save,
             steer=self.steer,
             report=lambda call, error: self.faults.append(error),
+            mark=self.marks.append,
             now=self.now,
         )
 
@@ -131,10 +131,9 @@ async def test_a_reply_without_tools_is_given_back_and_not_saved():
     reply = await stage.play()
     assert reply.text == "Hello"
     assert stage.saves == []
+    assert stage.marks == ["first_token", "stream"]
     assert stage.events == [
         MessageStart(1),
-        RequestSent(1),
-        FirstToken(1),
         ThinkingChunk(1, "hm"),
         TextChunk(1, "Hel"),
         TextChunk(1, "lo"),
@@ -289,6 +288,7 @@ async def test_retries_of_the_provider_are_told():
     stage = Stage([RetryNotice(1, 3, "overloaded", 0.5), *said("Hi")])
     await stage.play()
     assert RetryNotice(1, 3, "overloaded", 0.5) in stage.events
+    assert stage.marks == ["first_token", "stream"]
 
 
 async def test_cancelling_while_the_model_speaks_keeps_the_partial_text(autojump_clock: MockClock):
