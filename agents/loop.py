@@ -66,8 +66,8 @@ async def run_turn(
     `emit` is sync and neither waits nor raises. `save` returns once its messages are on disk; when it raises,
     `Cancelled` included, none of them is. A call is saved together with its result, and a message that `steer` (sync)
     handed over is saved before it is told as `Steered`. `report` (sync) hears of a tool's own fault, to log it; the
-    model hears of it too. `mark` (sync) is told what is waited for: the first token, once the model has the request, then
-    the rest of its stream. `now` is milliseconds since the epoch.
+    model hears of it too. `mark` (sync) is told what is waited for: the first token, once the model has the request,
+    then the rest of its stream. `now` is milliseconds since the epoch.
 
     On every way out each start has its end, and `transcript.settle` makes the messages that are not saved yet of
     what was emitted since the last save.
