@@ -1,7 +1,9 @@
 """The command line of `triops bench`. Imports what a subcommand needs when it runs."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial, wraps
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -9,32 +11,78 @@ from triops.bench.errors import BenchFailed
 from triops.gateway.cli.failures import Failure
 from triops.gateway.cli.output import as_json, json_option
 
+if TYPE_CHECKING:
+    from triops.bench.subjects import Targets
+
 
 @click.group(short_help="Measure chat latency and start-up.")
 def bench() -> None:
     """Measure an assistant's gateway: what a person waits for, and where the time goes."""
 
 
-@bench.command()
-@click.option("--turns", default=600, show_default=True, type=click.IntRange(1), help="Per scenario and subject.")
-@click.option("--concurrency", default="1,4,16,64", show_default=True, help="Sessions at once, one scenario each.")
-@click.option("--url", default="", help="A gateway that runs already; else this project's is started.")
-@click.option("--token", default="", help="Its shared token.")
-@click.option(
-    "--model", default="", help="The mock model that the gateway at --url uses (python -m triops.bench.mock_model)."
+Command = Callable[..., None]
+TARGETS = (
+    click.option("--url", default="", help="A gateway that runs already; else this project's is started."),
+    click.option("--token", default="", help="Its shared token."),
+    click.option("--start", "command", default="", help="Start that gateway; {model} in it is the mock model's URL."),
+    click.option(
+        "--model", default="", help="The mock model that the gateway at --url uses (python -m triops.bench.mock_model)."
+    ),
 )
-@click.option(
+NO_FLOOR = click.option("--no-floor", is_flag=True, help="Leave out the floor.")
+OUT = click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), help="Write runs.jsonl and summary.json there."
 )
-@json_option
-@click.option("--no-floor", is_flag=True, help="Leave out the floor.")
-def chat(turns: int, concurrency: str, url: str, token: str, model: str, out: Path | None, no_floor: bool) -> None:
-    """Chat latency: ack, first delta, final, and the overhead over the model's own time."""
-    from triops.bench.chat import Options, run
 
-    counts = tuple(_count(part) for part in concurrency.split(","))
-    options = Options(turns=turns, concurrency=counts, url=url, token=token, model=model, floor=not no_floor)
-    _guard(lambda: run(options, out=out, as_json=as_json()))
+
+def _scenario(*options: Callable[[Command], Command], floor: bool = True) -> Callable[[Command], click.Command]:
+    """A subcommand with the options of every scenario; its function gets `targets` for those of the subject."""
+
+    def decorate(function: Command) -> click.Command:
+        @wraps(function)
+        def with_targets(url: str, token: str, command: str, model: str, no_floor: bool = True, **rest: Any) -> None:
+            from triops.bench.subjects import Targets
+
+            function(Targets(url, token, model, floor=not no_floor, command=command), **rest)
+
+        made: Command = with_targets
+        for option in reversed([*options, *TARGETS, OUT, json_option, *([NO_FLOOR] if floor else [])]):
+            made = option(made)
+        return bench.command(name=function.__name__.replace("_", "-"))(made)
+
+    return decorate
+
+
+def _turns(default: int) -> Callable[[Command], Command]:
+    return click.option(
+        "--turns", default=default, show_default=True, type=click.IntRange(1), help="Per scenario and subject."
+    )
+
+
+@_scenario(
+    _turns(600),
+    click.option("--concurrency", default="1", show_default=True, help="Sessions at once, one scenario each."),
+    click.option("--history", default=0, type=click.IntRange(0), help="Also in a session of that many messages."),
+    click.option("--paced", is_flag=True, help="Also with a model that takes 10 ms a token."),
+)
+def chat(targets: "Targets", turns: int, concurrency: str, history: int, paced: bool, out: Path | None) -> None:
+    """Chat latency: ack, first delta, final, and the overhead over the model's own time."""
+    from triops.bench.chat import measure
+
+    _report(partial(measure, targets, turns, _counts(concurrency), paced=paced, history=history), out, chat=True)
+
+
+@_scenario(
+    _turns(600),
+    click.option("--sessions", default="1,4,16,64,256", show_default=True, help="Sessions at once, each in turn."),
+    click.option("--rate", default="", help="Also arrivals a second that wait for nobody, for example 50,100."),
+)
+def concurrency(targets: "Targets", turns: int, sessions: str, rate: str, out: Path | None) -> None:
+    """Latency and turns a second with many sessions, in closed and open loops."""
+    from triops.bench.concurrency import measure
+
+    rates = _counts(rate, "--rate") if rate else ()
+    _report(partial(measure, targets, turns, _counts(sessions, "--sessions"), rates), out, chat=True)
 
 
 @bench.command()
@@ -49,12 +97,20 @@ def start(runs: int, turns: int, no_floor: bool) -> None:
     _guard(lambda: run(Options(runs=runs, turns=turns, floor=not no_floor), as_json=as_json()))
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise click.BadParameter(
-            f"{text!r} is not a number of sessions; write for example 1,16", param_hint="--concurrency"
-        )
-    return int(text)
+def _report(measure: Callable[[], Awaitable[Any]], out: Path | None, *, chat: bool = False) -> None:
+    from triops.bench.report import chat_table
+    from triops.bench.scenario import metrics_table, run
+
+    _guard(lambda: run(measure, out=out, as_json=as_json(), table=chat_table if chat else metrics_table))
+
+
+def _counts(text: str, option: str = "--concurrency") -> tuple[int, ...]:
+    parts = text.split(",")
+    for part in parts:
+        if not part.isdecimal() or int(part) < 1:
+            what = "arrivals a second" if option == "--rate" else "sessions"
+            raise click.BadParameter(f"{part!r} is not a number of {what}; write for example 1,16", param_hint=option)
+    return tuple(map(int, parts))
 
 
 def _guard(measure: Callable[[], None]) -> None:

@@ -1,15 +1,19 @@
-"""Load: turns in a closed loop, where a session sends its next message when it has the end of the last."""
+"""Load: a closed loop, where a session sends when it has the end of its last turn, and an open one, where people arrive
+as they please."""
 
+import random
 import uuid
 from collections.abc import Sequence
 
 import trio
 
-from triops.bench.driver import Driver, Turn
+from triops.bench.driver import Driver, Turn, now
 
 TURN_LIMIT = 60.0
 MESSAGE = "TOKENS:8 RUN:"
 """To the mock model; a model that is none finds it odd, and answers."""
+TIMER_STEP = 0.001
+"""Seconds by which the system's timers may ring late."""
 
 
 def new_session() -> str:
@@ -17,14 +21,16 @@ def new_session() -> str:
     return f"agent:main:bench-{uuid.uuid4().hex[:12]}"
 
 
-async def closed_loop(driver: Driver, sessions: Sequence[str], turns: int, *, fresh: bool = False) -> list[Turn]:
+async def closed_loop(
+    driver: Driver, sessions: Sequence[str], turns: int, *, fresh: bool = False, message: str = MESSAGE
+) -> list[Turn]:
     """`turns` turns, as many at once as there are sessions (`fresh`: each in a session of its own)."""
     left = iter(range(turns))
     done: list[Turn] = []
 
     async def talk(session: str) -> None:
         for _ in left:
-            done.append(await _one_turn(driver, new_session() if fresh else session))
+            done.append(await one_turn(driver, new_session() if fresh else session, message))
 
     async with trio.open_nursery() as nursery:
         for session in sessions:
@@ -32,8 +38,30 @@ async def closed_loop(driver: Driver, sessions: Sequence[str], turns: int, *, fr
     return done
 
 
-async def _one_turn(driver: Driver, session: str) -> Turn:
+async def open_loop(driver: Driver, sessions: Sequence[str], turns: int, rate: float, *, seed: int = 0) -> list[Turn]:
+    """`turns` arrivals, `rate` a second on average, at the sessions by turns; nobody waits for who came before.
+
+    A turn is due when its person comes: if the gateway or this generator stalls, all who come meanwhile wait, and their
+    waiting is counted ("coordinated omission").
+    """
+    source, done, begun, at = random.Random(seed), list[Turn](), now(), 0.0
+
+    async def talk(session: str, due: int) -> None:
+        done.append(await one_turn(driver, session, due=due))
+
+    async with trio.open_nursery() as nursery:
+        for number in range(turns):
+            at += source.expovariate(rate)
+            scheduled = begun + round(at * 1e9)
+            # Set early by what a timer may be late: who comes that little early is due when the timer rang.
+            await trio.sleep(max(0, (scheduled - now()) / 1e9 - TIMER_STEP))
+            nursery.start_soon(talk, sessions[number % len(sessions)], min(now(), scheduled))
+    return done
+
+
+async def one_turn(driver: Driver, session: str, message: str = MESSAGE, *, due: int = 0) -> Turn:
+    """A turn under a key of its own, which ends `message`; given up after `TURN_LIMIT`."""
     run = uuid.uuid4().hex
     with trio.move_on_after(TURN_LIMIT):
-        return await driver.chat(session, MESSAGE + run, run)
-    return Turn(run, session)
+        return await driver.chat(session, message + run, run, due=due)
+    return Turn(run, session, due=due)

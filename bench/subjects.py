@@ -4,12 +4,15 @@ A child is given its standard input and ends with it where it can; what is still
 """
 
 import os
+import shlex
 import sys
 import tempfile
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO
+from urllib.parse import urlsplit
 
 import msgspec
 import trio
@@ -38,6 +41,40 @@ class Subject(msgspec.Struct, frozen=True):
     log: Path = Path()
 
 
+class Targets(msgspec.Struct, frozen=True):
+    """Who is to be measured."""
+
+    url: str = ""
+    """A gateway that runs already, or that `command` starts; without, this project's is started."""
+    token: str = ""
+    model: str = ""
+    """The mock model that the gateway at `url` uses; without, one is started."""
+    floor: bool = True
+    command: str = ""
+    """Starts the gateway at `url`; `{model}` in it stands for the mock model's URL."""
+
+
+Opener = Callable[[], AbstractAsyncContextManager[Subject]]
+
+
+def openers(targets: Targets, model: str) -> dict[str, Opener]:
+    """By name, what opens each subject; the floor last.
+
+    Raises:
+        BenchFailed: a command without the address at which it listens.
+    """
+    if targets.command and not targets.url:
+        raise BenchFailed("--start names a command, but not where it listens: add --url ws://127.0.0.1:PORT")
+    found: dict[str, Opener] = {}
+    if targets.command:
+        found["gateway"] = partial(open_peer, targets, model)
+    elif targets.url:
+        found["gateway"] = partial(nullcontext[Subject], Subject("gateway", targets.url, targets.token))
+    else:
+        found["triops"] = partial(open_gateway, model)
+    return found | ({"floor": partial(open_floor, model)} if targets.floor else {})
+
+
 class Address(msgspec.Struct, frozen=True, rename="camel"):
     """What a child says of itself: a line of the mock or the floor, or the gateway's `gateway.json`."""
 
@@ -51,6 +88,36 @@ async def open_model() -> AsyncGenerator[str]:
     """The mock model in its own process; gives its URL."""
     async with _open_announced("-m", "triops.bench.mock_model") as address:
         yield address.url
+
+
+@asynccontextmanager
+async def open_peer(targets: Targets, model: str) -> AsyncGenerator[Subject]:
+    """A gateway that a command starts, as a child; it is there when its port is open.
+
+    Raises:
+        BenchFailed: there is no such command, it ended, or did not listen in time.
+    """
+    argv = [part.replace("{model}", model) for part in shlex.split(targets.command, posix=os.name == "posix")]
+    with tempfile.TemporaryDirectory(prefix="triops-bench-", ignore_cleanup_errors=True) as folder:
+        state, spawned = Path(folder), now()
+        log = state / "bench.log"
+        with log.open("wb") as output:
+            async with _open_child(argv, output, output) as process:
+                listening = await _port_opened(process, targets.url, log)
+                yield Subject("gateway", targets.url, targets.token, process.pid, spawned, listening, log=log)
+
+
+async def _port_opened(process: trio.Process, url: str, log: Path) -> int:
+    parts = urlsplit(url)
+    with trio.move_on_after(START_LIMIT):
+        while process.poll() is None:
+            with suppress(OSError):
+                stream = await trio.open_tcp_stream(parts.hostname or "", parts.port or 80)
+                listening = now()
+                await trio.aclose_forcefully(stream)
+                return listening
+            await trio.sleep(POLL)
+    raise BenchFailed(f"nobody listens at {url} (exit code {process.returncode}):\n{_tail(log)}")
 
 
 @asynccontextmanager
@@ -73,10 +140,10 @@ async def open_gateway(model: str, python: Sequence[str] = ("-m", GATEWAY)) -> A
         config, log = state / "triops.json", state / "bench.log"
         config.write_bytes(msgspec.json.encode(gateway_config(model)))
         env = {**os.environ, "TRIOPS_STATE_DIR": folder, "TRIOPS_CONFIG_PATH": str(config)}
-        arguments = [*python, "gateway", "run", "--port", "0"]
+        argv = [sys.executable, *python, "gateway", "run", "--port", "0"]
         spawned = now()
         with log.open("wb") as output:
-            async with _open_child(arguments, output, output, env=env) as process:
+            async with _open_child(argv, output, output, env=env) as process:
                 address = await _discover(process, state / "gateway.json", log)
                 listening = now()
                 token = (state / address.token_file).read_text().strip()
@@ -114,7 +181,7 @@ def _tail(log: Path) -> str:
 @asynccontextmanager
 async def _open_announced(*arguments: str) -> AsyncGenerator[Address]:
     """A child that prints its address as its first line and ends with its standard input."""
-    async with _open_child(arguments, -1, None) as process:
+    async with _open_child([sys.executable, *arguments], -1, None) as process:
         assert process.stdout is not None
         line = b""
         with trio.move_on_after(START_LIMIT):
@@ -127,11 +194,13 @@ async def _open_announced(*arguments: str) -> AsyncGenerator[Address]:
 
 @asynccontextmanager
 async def _open_child(
-    arguments: Sequence[str], stdout: IO[bytes] | int, stderr: IO[bytes] | None, *, env: Mapping[str, str] | None = None
+    argv: Sequence[str], stdout: IO[bytes] | int, stderr: IO[bytes] | None, *, env: Mapping[str, str] | None = None
 ) -> AsyncGenerator[trio.Process]:
-    """A Python process; at the end of the block it is gone, whatever it does."""
-    argv = [sys.executable, *arguments]
-    process = await trio.lowlevel.open_process(argv, stdin=-1, stdout=stdout, stderr=stderr, env=env)
+    """A process; at the end of the block it is gone, whatever it does."""
+    try:
+        process = await trio.lowlevel.open_process(argv, stdin=-1, stdout=stdout, stderr=stderr, env=env)
+    except OSError as error:
+        raise BenchFailed(f"{argv[0]} cannot be started: {error}") from error
     try:
         yield process
     finally:

@@ -11,13 +11,19 @@ from triops.bench.mock_model import Mark
 from triops.bench.stats import Interval, Summary, median_interval, ratio_interval, summarise
 
 
-class Record(msgspec.Struct, frozen=True):
+class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     """A line of `runs.jsonl`; `metrics` in ms, see `phases`."""
 
     subject: str
     scenario: str
     turn: Turn
     metrics: dict[str, float]
+    wanted: str = "final"
+    """The state in which it was to end."""
+
+    @property
+    def good(self) -> bool:
+        return self.turn.state == self.wanted
 
 
 class Block(msgspec.Struct, frozen=True):
@@ -52,13 +58,16 @@ class Result(msgspec.Struct, frozen=True):
 def phases(turn: Turn, marks: Sequence[Mark]) -> dict[str, float]:
     """The durations of a turn in ms, as far as its marks tell them.
 
-    `model` is the model's own time, from a whole request to its last byte, summed over the turn's requests; `overhead`
-    is what is left of `total`.
+    Counted from the send, or from when it was due; `sending` lies between. `model` is the model's own time, from a
+    whole request to its last byte, summed over the turn's requests; `overhead` is what is left of `total`.
     """
+    begun = turn.due or turn.sent
     ends = {"ack": turn.acked, "first_delta": turn.first_delta, "total": turn.final}
-    found = {name: (end - turn.sent) / 1e6 for name, end in ends.items() if end}
+    found = {name: (end - begun) / 1e6 for name, end in ends.items() if end}
+    if turn.due and turn.sent:
+        found["sending"] = (turn.sent - turn.due) / 1e6
     if marks and turn.final:
-        found["model_request"] = (marks[0].received - turn.sent) / 1e6
+        found["model_request"] = (marks[0].received - begun) / 1e6
         found["last_byte_to_final"] = (turn.final - marks[-1].last) / 1e6
         found["model"] = sum(mark.last - mark.received for mark in marks) / 1e6
         found["overhead"] = found["total"] - found["model"]
@@ -81,7 +90,7 @@ def results(blocks: Sequence[Block]) -> list[Result]:
 def _result(scenario: str, subject: str, blocks: Sequence[Block], floor: Sequence[Block]) -> Result:
     wall, cpu = sum(block.wall_ns for block in blocks), sum(block.cpu_ns for block in blocks)
     turns = [record for block in blocks for record in block.records]
-    good = [record.metrics for record in turns if record.turn.state == "final"]
+    good = [record.metrics for record in turns if record.good]
     names = dict.fromkeys(name for metrics in good for name in metrics)
     ours, base = _overheads(blocks), _overheads(floor)
     compared = len(ours) == len(base) and all(ours) and all(base)
@@ -101,7 +110,7 @@ def _result(scenario: str, subject: str, blocks: Sequence[Block], floor: Sequenc
 
 def _overheads(blocks: Sequence[Block]) -> list[list[float]]:
     """Of the turns that ended well and whose model left marks, by block."""
-    known = [[r.metrics for r in block.records if r.turn.state == "final"] for block in blocks]
+    known = [[r.metrics for r in block.records if r.good] for block in blocks]
     return [[metrics["overhead"] for metrics in block if "overhead" in metrics] for block in known]
 
 
@@ -112,7 +121,7 @@ def _rate(blocks: Sequence[Block]) -> float:
     """
     ended = window = everything = 0
     for block in blocks:
-        finals = [record.turn.final for record in block.records if record.turn.state == "final"]
+        finals = [record.turn.final for record in block.records if record.good]
         last_sent = max(record.turn.sent for record in block.records)
         ended += sum(final <= last_sent for final in finals)
         window += last_sent - block.begun_ns

@@ -86,3 +86,36 @@ def test_start_measures_phases_imports_commands_and_memory(capsys: pytest.Captur
         assert spans["total"]["p50"] == pytest.approx(sum(parts))
     assert "triops" in [package for package, _, _ in found["imports"]]
     assert found["commands"]["triops gateway status"]["count"] == 1
+
+
+def test_concurrency_takes_sessions_at_once_and_arrivals(
+    model_url: str, floor_url: str, capsys: pytest.CaptureFixture[str]
+):
+    arguments = ["--url", floor_url, "--model", model_url, "--no-floor", "--turns", "4", "--json"]
+    assert bench("concurrency", *arguments, "--sessions", "1,2", "--rate", "500") == 0
+    found = json.loads(capsys.readouterr().out)["results"]
+    assert [(each["scenario"], each["failed"]) for each in found] == [
+        ("one session", 0),
+        ("2 at once", 0),
+        ("500/s arrive", 0),
+    ]
+    assert ["sending" in each["metrics"] for each in found] == [False, False, True]
+
+
+def test_arrivals_must_be_a_number(capsys: pytest.CaptureFixture[str]):
+    assert bench("concurrency", "--rate", "x") == 2
+    assert "--rate" in capsys.readouterr().err
+
+
+def test_chat_with_a_paced_model_and_a_history(model_url: str, floor_url: str, capsys: pytest.CaptureFixture[str]):
+    arguments = ["--url", floor_url, "--model", model_url, "--no-floor", "--turns", "1", "--json"]
+    assert bench("chat", *arguments, "--paced", "--history", "4") == 0
+    found = {each["scenario"]: each for each in json.loads(capsys.readouterr().out)["results"]}
+    assert set(found) == {"fresh sessions", "one session", "paced model", "history of 4"}
+    assert found["paced model"]["metrics"]["model"]["p50"] > 70, "seven pauses of 10 ms"
+    assert all(each["failed"] == 0 for each in found.values())
+
+
+def test_a_command_without_its_address_is_said_in_words(model_url: str, capsys: pytest.CaptureFixture[str]):
+    assert bench("chat", "--start", "peer --port 1", "--model", model_url) == 1
+    assert "add --url" in capsys.readouterr().err

@@ -1,11 +1,13 @@
 import os
+import shlex
+import socket
 import sys
 
 import pytest
 import trio
 
 from triops.bench.errors import BenchFailed
-from triops.bench.subjects import open_floor, open_gateway, open_model
+from triops.bench.subjects import Targets, open_floor, open_gateway, open_model, open_peer
 
 LISTENS = """
 import json, os, pathlib, sys, time
@@ -19,6 +21,13 @@ address = {"url": url, "pid": os.getpid(), "tokenFile": str(state / "token")}
 os.replace(state / "new", state / "gateway.json")
 time.sleep(60)
 """
+
+
+@pytest.fixture
+def unused_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 def is_alive(pid: int) -> bool:
@@ -62,3 +71,33 @@ async def test_children_are_gone_after_a_cancelled_block():
                     scope.cancel(reason="the user gave up")
                     await trio.sleep_forever()
             assert sys.platform == "win32" or not is_alive(pids[0])
+
+
+PEER = """
+import socket, sys, time
+server = socket.socket()
+server.bind(("127.0.0.1", int(sys.argv[1])))
+server.listen()
+assert sys.argv[2] == "http://127.0.0.1:9/v1", sys.argv
+time.sleep(60)
+"""
+
+
+async def test_a_peer_is_there_when_its_port_is_open_and_gone_after_the_block(unused_port: int):
+    command = shlex.join([sys.executable, "-c", PEER, str(unused_port), "{model}/v1"])
+    targets = Targets(url=f"ws://127.0.0.1:{unused_port}", token="t", command=command)
+    with trio.fail_after(20):
+        async with open_peer(targets, "http://127.0.0.1:9") as peer:
+            assert (peer.url, peer.token) == (targets.url, "t")
+            assert peer.spawned < peer.listening
+    assert sys.platform == "win32" or not is_alive(peer.pid)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"), [(f"{sys.executable} -c 'print(7*6)'", "(?s)exit code 0.*42"), ("no-such-peer", "started")]
+)
+async def test_a_peer_that_does_not_come_up_is_said_with_its_last_words(command: str, words: str, unused_port: int):
+    targets = Targets(url=f"ws://127.0.0.1:{unused_port}", command=command)
+    with trio.fail_after(20), pytest.raises(BenchFailed, match=words):
+        async with open_peer(targets, "http://127.0.0.1:9"):
+            pass

@@ -1,0 +1,63 @@
+import pytest
+import trio
+import trio.testing
+
+from triops.bench.driver import Driver, Turn, now
+from triops.bench.load import closed_loop, new_session, open_loop
+from triops.bench.turns import phases
+
+
+class Instant(Driver):
+    """A driver whose gateway answers at once, except that it stalls for ever on the turn number `stall`."""
+
+    def __init__(self, stall: int = -1) -> None:
+        super().__init__(trio.testing.memory_stream_pair()[0])
+        self.turns: list[Turn] = []
+        self.messages: list[str] = []
+        self._stall = stall
+
+    async def chat(self, session: str, message: str, run: str, *, due: int = 0) -> Turn:
+        turn = Turn(run, session, due=due, sent=now())
+        self.turns.append(turn)
+        self.messages.append(message)
+        if len(self.turns) - 1 == self._stall:
+            await trio.sleep_forever()
+        await trio.lowlevel.checkpoint()
+        turn.final, turn.state = now(), "final"
+        return turn
+
+
+async def test_a_closed_loop_shares_its_turns_among_the_sessions():
+    driver = Instant()
+    done = await closed_loop(driver, ["a", "b"], 7, message="ITL:1 RUN:")
+    assert {turn.session for turn in done} == {"a", "b"}
+    assert sorted(driver.messages) == sorted(f"ITL:1 RUN:{turn.run}" for turn in done)
+    assert len(done) == 7
+
+
+async def test_who_comes_in_an_open_loop_waits_for_nobody():
+    driver = Instant(stall=0)
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(open_loop, driver, ["a", "b", "c"], 5, 10_000.0)
+            while sum(turn.final > 0 for turn in driver.turns) < 4:
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+    assert sorted(turn.session for turn in driver.turns) == ["a", "a", "b", "b", "c"]
+    assert driver.turns[0].final == 0
+
+
+async def test_no_arrival_is_sent_before_it_is_due():
+    driver = Instant()
+    done = await open_loop(driver, ["a"], 20, 100_000.0)
+    assert len(done) == 20
+    assert all(0 < turn.due <= turn.sent for turn in done)
+
+
+def test_waiting_for_a_stalled_sender_counts_as_latency():
+    turn = Turn("r", "s", due=1_000_000, sent=21_000_000, acked=22_000_000, final=25_000_000, state="final")
+    assert phases(turn, ()) == pytest.approx({"sending": 20, "ack": 21, "total": 24})
+
+
+def test_no_two_sessions_have_one_key():
+    assert len({new_session() for _ in range(100)}) == 100
