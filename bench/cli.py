@@ -85,6 +85,50 @@ def concurrency(targets: "Targets", turns: int, sessions: str, rate: str, out: P
     _report(partial(measure, targets, turns, _counts(sessions, "--sessions"), rates), out, chat=True)
 
 
+@_scenario(click.option("--runs", default=5, show_default=True, type=click.IntRange(1), help="Pairs of starts."))
+def first_turn(targets: "Targets", runs: int, out: Path | None) -> None:
+    """The first turn after a start, at once and warmed up, the second, and warm ones."""
+    from triops.bench.first_turn import measure
+
+    _report(partial(measure, targets, runs), out, chat=True)
+
+
+@_scenario(
+    _turns(50), click.option("--message", help="To the model; else its mock is asked for a long answer."), floor=False
+)
+def abort(targets: "Targets", turns: int, message: str | None, out: Path | None) -> None:
+    """From chat.abort to its ack, to the terminal event, and until the turn's child processes are gone."""
+    from triops.bench.abort import LONG_ANSWER, measure
+
+    _report(partial(measure, targets, turns, LONG_ANSWER if message is None else message), out)
+
+
+@_scenario(_turns(50), floor=False)
+def reconnect(targets: "Targets", turns: int, out: Path | None) -> None:
+    """From a lost line to the hello, and to the answer that came meanwhile."""
+    from triops.bench.reconnect import measure
+
+    _report(partial(measure, targets, turns), out)
+
+
+@_scenario(
+    click.option("--jobs", default=20, show_default=True, type=click.IntRange(1), help="At most 25."), floor=False
+)
+def cron(targets: "Targets", jobs: int, out: Path | None) -> None:
+    """How late jobs start and finish, counted from their time."""
+    from triops.bench.cron import measure
+
+    _report(partial(measure, targets, jobs), out)
+
+
+@_scenario(_turns(10_000))
+def memory(targets: "Targets", turns: int, out: Path | None) -> None:
+    """Resident memory of the process tree on the way through many turns."""
+    from triops.bench.memory import run
+
+    _guard(lambda: run(targets, turns, out=out, as_json=as_json()))
+
+
 @bench.command()
 @click.option("--runs", default=10, show_default=True, type=click.IntRange(1), help="Starts of each subject.")
 @click.option("--turns", default=1_000, show_default=True, type=click.IntRange(1), help="Before memory is read again.")

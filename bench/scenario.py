@@ -114,6 +114,12 @@ async def _run_block(
     return Block(found, begun, wall, cpu)
 
 
+async def timed(work: Callable[[], Awaitable[list[Record]]]) -> Block:
+    begun, cpu = now(), time.process_time_ns()
+    records = await work()
+    return Block(records, begun, now() - begun, time.process_time_ns() - cpu)
+
+
 def take_marks(model: str) -> dict[str, list[Mark]]:
     """What the mock model noted since the last time, by run; blocks."""
     marks: dict[str, list[Mark]] = {}

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -19,11 +19,11 @@ import trio
 from triops.bench.driver import now, open_driver
 from triops.bench.launch import MARKS
 from triops.bench.load import closed_loop, new_session
+from triops.bench.memory import AT_ONCE, SESSIONS, rss_of_tree
 from triops.bench.report import machine, machine_line, table
 from triops.bench.stats import Summary, summarise
 from triops.bench.subjects import FLOOR, GATEWAY, open_floor, open_gateway, open_model
 
-SESSIONS, AT_ONCE = 100, 10
 TOP = 15
 IMPORT_LINE = re.compile(r"^import time: +(\d+) \| +\d+ \| +(\S+)$", re.MULTILINE)
 COMMANDS = {
@@ -129,21 +129,6 @@ async def _memory(name: str, model: str, turns: int) -> list[float]:
             await closed_loop(driver, [new_session() for _ in range(AT_ONCE)], turns * AT_ONCE // SESSIONS)
         after = rss_of_tree(subject.pid)
     return [idle, after] if idle is not None and after is not None else []
-
-
-def rss_of_tree(pid: int) -> float | None:
-    """Resident MB of a process and all below it (pages that they share count twice); None where there is no /proc."""
-    if sys.platform != "linux":
-        return None
-    processes: dict[int, tuple[int, int]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it has just ended
-            fields = path.read_text().rpartition(")")[2].split()
-            processes[int(path.parent.name)] = int(fields[1]), int(fields[21])
-    tree = {pid}
-    while more := {child for child, (parent, _) in processes.items() if parent in tree} - tree:
-        tree |= more
-    return sum(processes[member][1] for member in tree) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def start_table(report: Report) -> str:

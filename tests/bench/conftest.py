@@ -7,6 +7,9 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 import pytest
+from anyio.from_thread import start_blocking_portal
+
+from triops.bench.subjects import Subject, open_gateway
 
 
 @contextmanager
@@ -33,3 +36,10 @@ def model_url() -> Generator[str]:
 def floor_url(model_url: str) -> Generator[str]:
     with announced("triops.bench.floor", "--model", model_url) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def gateway(model_url: str) -> Generator[Subject]:
+    """This project's gateway, with that model."""
+    with start_blocking_portal("trio") as portal, portal.wrap_async_context_manager(open_gateway(model_url)) as found:
+        yield found

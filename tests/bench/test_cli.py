@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from triops.bench.subjects import Subject
 from triops.gateway.cli.main import main
 
 
@@ -107,6 +108,7 @@ def test_arrivals_must_be_a_number(capsys: pytest.CaptureFixture[str]):
     assert "--rate" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # seven pauses of 10 ms a turn
 def test_chat_with_a_paced_model_and_a_history(model_url: str, floor_url: str, capsys: pytest.CaptureFixture[str]):
     arguments = ["--url", floor_url, "--model", model_url, "--no-floor", "--turns", "1", "--json"]
     assert bench("chat", *arguments, "--paced", "--history", "4") == 0
@@ -119,3 +121,13 @@ def test_chat_with_a_paced_model_and_a_history(model_url: str, floor_url: str, c
 def test_a_command_without_its_address_is_said_in_words(model_url: str, capsys: pytest.CaptureFixture[str]):
     assert bench("chat", "--start", "peer --port 1", "--model", model_url) == 1
     assert "add --url" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("scenario", "state"), [("abort", "aborted"), ("reconnect", "final")])
+def test_a_scenario_without_a_floor_writes_its_records_and_a_table(
+    scenario: str, state: str, gateway: Subject, model_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    arguments = ("--url", gateway.url, "--token", gateway.token, "--model", model_url, "--turns", "1")
+    assert bench(scenario, *arguments, "--out", str(tmp_path)) == 0
+    assert f"{scenario}, gateway" in capsys.readouterr().out
+    assert json.loads((tmp_path / "runs.jsonl").read_bytes())["turn"]["state"] == state

@@ -1,0 +1,50 @@
+"""`triops bench first-turn`: what the first message after a start waits longer than later ones."""
+
+from contextlib import AsyncExitStack
+
+import trio
+
+from triops.bench.driver import open_driver
+from triops.bench.errors import BenchFailed
+from triops.bench.load import closed_loop, new_session, one_turn
+from triops.bench.scenario import Measured, measured, take_marks, timed
+from triops.bench.subjects import Opener, Targets, open_model, openers
+from triops.bench.turns import Block, Record, phases
+
+WARM_AFTER = 2.0
+"""Seconds that a gateway is given to warm up by itself."""
+BEFORE_WARM, WARM_TURNS = 20, 10
+
+
+async def measure(targets: Targets, runs: int, *, warm_after: float = WARM_AFTER) -> Measured:
+    """Start each subject twice a run: its first turn is cold, or comes when the gateway had time to warm up.
+
+    Raises:
+        BenchFailed: a subject is not ours to start, did not start, refused, or closed the connection.
+    """
+    if targets.url and not targets.command:
+        raise BenchFailed("a first turn needs a start: add --start with the command that starts the gateway at --url")
+    async with AsyncExitStack() as stack:
+        model = targets.model or await stack.enter_async_context(open_model())
+        blocks: list[Block] = []
+        for _ in range(runs):
+            for name, opener in openers(targets, model).items():
+                for pause, first in ((0.0, "cold"), (warm_after, "warmed")):
+                    blocks += await _start_once(name, opener, model, pause, first)
+    return measured(sorted(blocks, key=lambda block: block.records[0].scenario))
+
+
+async def _start_once(name: str, opener: Opener, model: str, pause: float, first: str) -> list[Block]:
+    """The first turn, the second, and some when all is warm."""
+    async with opener() as subject, open_driver(subject.url, subject.token) as driver:
+
+        async def talk(scenario: str, turns: int) -> list[Record]:
+            done = await closed_loop(driver, [new_session()], turns)
+            marks = await trio.to_thread.run_sync(take_marks, model)
+            return [Record(name, scenario, turn, phases(turn, marks.get(turn.run, ()))) for turn in done]
+
+        await trio.sleep(pause)
+        blocks = [await timed(lambda s=s: talk(s, 1)) for s in (first, f"second after {first}")]
+        for _ in range(BEFORE_WARM):
+            await one_turn(driver, new_session())
+        return [*blocks, await timed(lambda: talk("warm", WARM_TURNS))]
