@@ -141,6 +141,16 @@ def start(runs: int, turns: int, no_floor: bool) -> None:
     _guard(lambda: run(Options(runs=runs, turns=turns, floor=not no_floor), as_json=as_json()))
 
 
+@bench.command()
+@click.option("--pairs", default=100, show_default=True, type=click.IntRange(1), help="Of turns, for each place.")
+@json_option
+def selfcheck(pairs: int) -> None:
+    """Whether 5 ms are found where they are put, here and now; fails if not."""
+    from triops.bench.selfcheck import run
+
+    _guard(lambda: run(pairs, as_json=as_json()))
+
+
 def _report(measure: Callable[[], Awaitable[Any]], out: Path | None, *, chat: bool = False) -> None:
     from triops.bench.report import chat_table
     from triops.bench.scenario import metrics_table, run

@@ -133,13 +133,13 @@ async def serve(request: WebSocketRequest, writer: Writer, model: Model) -> None
         pass
 
 
-async def main() -> None:
+async def main(make_writer: Callable[[str], Writer] = Writer, make_model: Callable[[str], Model] = Model) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", required=True)
-    model = Model(parser.parse_args().model)
+    model = make_model(parser.parse_args().model)
     with tempfile.TemporaryDirectory() as folder:
         async with trio.open_nursery() as nursery:
-            handler = partial(serve, writer=Writer(f"{folder}/floor.db"), model=model)
+            handler = partial(serve, writer=make_writer(f"{folder}/floor.db"), model=model)
             server = await nursery.start(partial(serve_websocket, handler, "127.0.0.1", 0, None))
             print(encode({"url": f"ws://127.0.0.1:{server.port}", "pid": os.getpid()}).decode(), flush=True)
             await trio.to_thread.run_sync(sys.stdin.buffer.read)

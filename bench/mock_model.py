@@ -11,11 +11,13 @@ import asyncio
 import gc
 import os
 import re
+import selectors
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
@@ -102,7 +104,11 @@ class Connection(asyncio.Protocol):
             mark.status = script.fail or 400
             mark.first = mark.last = now()
             return self._fail(mark.status, "told to fail" if script.fail else "the mock model only streams")
-        self._write(dialect(script, ask.model).writes(script), script, mark, STREAM_HEAD)
+        steps = dialect(script, ask.model).writes(script)
+        if script.first:
+            self._later(script.first, steps, script, mark, STREAM_HEAD)
+        else:
+            self._write(steps, script, mark, STREAM_HEAD)
 
     def _write(self, steps: list[bytes], script: Script, mark: Mark, head: bytes = b"") -> None:
         """Send the first of `steps` and set the timer for the next."""
@@ -112,13 +118,16 @@ class Connection(asyncio.Protocol):
         mark.first = mark.first or mark.last
         self._transport.write(data)
         if len(steps) > 1:
-            self._timer = asyncio.get_running_loop().call_later(script.itl, self._tick, steps[1:], script, mark)
+            self._later(script.last if script.last and len(steps) == 2 else script.itl, steps[1:], script, mark)
         elif not complete:
             self._transport.close()
 
-    def _tick(self, steps: list[bytes], script: Script, mark: Mark) -> None:
+    def _later(self, delay: float, *what: Any) -> None:
+        self._timer = asyncio.get_running_loop().call_later(delay, self._tick, *what)
+
+    def _tick(self, *what: Any) -> None:
         self._timer = None
-        self._write(steps, script, mark)
+        self._write(*what)
         self._advance()
 
     def _answer(self, status: int, body: bytes) -> None:
@@ -155,7 +164,9 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0, help="chooses the words of TOKENS:n")
     arguments = parser.parse_args()
-    asyncio.run(serve(arguments.port, arguments.seed))
+    # select() alone waits to the microsecond; epoll, in whole milliseconds.
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())) as runner:
+        runner.run(serve(arguments.port, arguments.seed))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """What the mock model says, and how the two wire formats spell it: pure. Knows no socket and no clock.
 
 Directives stand anywhere in the last user message that has text: `RUN:id` (the key of the marks), `TOKENS:n`,
-`SAY:word`, `ITL:ms` (a pause between tokens), `CALL:tool {json}` (once each; after the tool's result the text
-follows), `FAIL:status`, `DROP:n` (the connection ends after n tokens). Without any, the reply is `ok`.
+`SAY:word`, `ITL:ms` (a pause between tokens), `FIRST:ms` and `LAST:ms` (one before the first byte, one before the end),
+`CALL:tool {json}` (once each; after the tool's result the text follows), `FAIL:status`, `DROP:n` (the connection ends
+after n tokens). Without any, the reply is `ok`.
 """
 
 import json
@@ -14,7 +15,7 @@ from typing import Any, cast
 import msgspec
 
 WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "runs", "far", "away", "tonight")
-ITEM = re.compile(r"\b(RUN|TOKENS|SAY|ITL|FAIL|DROP):(\S+)")
+ITEM = re.compile(r"\b(RUN|TOKENS|SAY|ITL|FIRST|LAST|FAIL|DROP):(\S+)")
 CALL = re.compile(r"\bCALL:([\w.-]+)\s*")
 encode = msgspec.json.encode
 
@@ -42,6 +43,9 @@ class Script(msgspec.Struct, frozen=True):
     """Id, tool name and the JSON of the arguments."""
     itl: float = 0.0
     """Seconds between two tokens."""
+    first: float = 0.0
+    last: float = 0.0
+    """Seconds before the first byte, and between the last token and the end."""
     fail: int = 0
     """An HTTP status to answer with, or 0."""
     drop: int | None = None
@@ -58,9 +62,11 @@ class Reply(msgspec.Struct, frozen=True):
         """The writes: one a token if the model is paced, else one in all; no tail if the connection is to drop."""
         steps = self.pieces[: script.drop] or [b""]
         steps[0] = self.head + steps[0]
+        if not script.itl:
+            steps = [b"".join(steps)]
         if script.drop is None:
-            steps[-1] += self.tail
-        return steps if script.itl else [b"".join(steps)]
+            steps[-1:] = [steps[-1], self.tail] if script.last else [steps[-1] + self.tail]
+        return steps
 
 
 def read_script(ask: Ask, seed: int) -> Script:
@@ -76,6 +82,8 @@ def read_script(ask: Ask, seed: int) -> Script:
         tokens=tuple(_tokens(text, int(found.get("TOKENS", 0)), seed)) or (found.get("SAY", "ok"),),
         calls=() if _follows_tool(ask.messages) else tuple(_calls(text)),
         itl=float(found.get("ITL", 0)) / 1000,
+        first=float(found.get("FIRST", 0)) / 1000,
+        last=float(found.get("LAST", 0)) / 1000,
         fail=int(found.get("FAIL", 0)),
         drop=int(found["DROP"]) if "DROP" in found else None,
     )

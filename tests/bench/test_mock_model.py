@@ -118,3 +118,11 @@ def test_requests_may_come_in_pieces_and_behind_each_other(model_url: str):
             received += peer.recv(65_536)
     assert received.count(b"HTTP/1.1 200") == 2
     assert received.index(b"[DONE]") < received.rindex(b"HTTP/1.1 200"), "the second answer comes after the first"
+
+
+def test_pauses_before_the_first_byte_and_the_end_lie_between_the_marks(model: Model):
+    status, body = model.post(OPENAI, "RUN:slow SAY:hello FIRST:2 LAST:3")
+    assert (status, "hello" in body, body.endswith("[DONE]\n\n")) == (200, True, True)
+    mark = model.marks()["slow"]
+    assert mark["first"] - mark["received"] > 1_900_000
+    assert mark["last"] - mark["first"] > 2_900_000

@@ -33,6 +33,15 @@ def test_only_the_last_message_of_the_user_directs():
     assert found == Script(run="r1", tokens=("new",), itl=0.0025)
 
 
+def test_a_pause_before_the_end_parts_the_tail_from_what_was_said():
+    script = read(user("SAY:hello LAST:3 FIRST:2"))
+    assert (script.first, script.last) == (0.002, 0.003)
+    said, end = openai(script, "m").writes(script)
+    assert b"hello" in said
+    assert b"[DONE]" not in said
+    assert end.endswith(b"[DONE]\n\n")
+
+
 def test_a_message_in_parts_is_read_like_a_plain_one():
     parts = [{"type": "text", "text": "first"}, {"type": "image"}, {"type": "text", "text": "TOKENS:3"}]
     assert len(read({"role": "user", "content": parts}).tokens) == 3
