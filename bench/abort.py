@@ -7,7 +7,7 @@ import trio
 from triops.bench.driver import Driver, Frame, Turn, now
 from triops.bench.load import TURN_LIMIT, new_session, one_turn
 from triops.bench.memory import tree_of
-from triops.bench.scenario import Measured, measured, open_subjects, timed
+from triops.bench.scenario import open_subjects, timed
 from triops.bench.subjects import Targets
 from triops.bench.turns import Block, Record
 
@@ -16,7 +16,7 @@ LOOK, REAPED_LOOK = 0.01, 0.001
 """Seconds between two looks at the processes: for the first child, and for the end of the last."""
 
 
-async def measure(targets: Targets, turns: int, message: str = LONG_ANSWER) -> Measured:
+async def measure(targets: Targets, turns: int, message: str = LONG_ANSWER) -> list[Block]:
     """Abort each of `turns` turns at its first delta, or at the first child process that it starts.
 
     Children are seen where the gateway is a child of ours and the system has /proc.
@@ -29,12 +29,13 @@ async def measure(targets: Targets, turns: int, message: str = LONG_ANSWER) -> M
         for subject, driver in subjects:
             await one_turn(driver, new_session())
             blocks += [
-                await timed(lambda s=subject, d=driver: _abort_once(s.name, s.pid, d, message)) for _ in range(turns)
+                await timed(lambda s=subject, d=driver: abort_once(s.name, s.pid, d, message)) for _ in range(turns)
             ]
-    return measured(blocks)
+    return blocks
 
 
-async def _abort_once(subject: str, pid: int, driver: Driver, message: str) -> list[Record]:
+async def abort_once(subject: str, pid: int, driver: Driver, message: str) -> list[Record]:
+    """One turn; `pid` is the gateway's, or 0 where its children cannot be seen."""
     session, alive = new_session(), set(tree_of(pid))
     turns: list[Turn] = []
     stop, found, children = trio.Event(), dict[str, float](), set[int]()

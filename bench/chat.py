@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from triops.bench.load import MESSAGE
-from triops.bench.scenario import Measured, Scenario, measure_turns
+from triops.bench.scenario import Scenario, measure_turns
 from triops.bench.subjects import Targets
+from triops.bench.turns import Block
 
 PACE = "ITL:10 "
 """Of a model that takes its time: 10 ms between two tokens."""
@@ -27,6 +28,6 @@ def at_once(concurrency: Sequence[int]) -> list[Scenario]:
 
 async def measure(
     targets: Targets, turns: int, concurrency: Sequence[int], *, paced: bool = False, history: int = 0
-) -> Measured:
+) -> list[Block]:
     """`turns` per scenario and subject. Raises BenchFailed as `measure_turns` does."""
     return await measure_turns(targets, scenarios(concurrency, paced=paced, history=history), turns)

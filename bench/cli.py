@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from triops.bench.subjects import Targets
 
 
-@click.group(short_help="Measure chat latency and start-up.")
+@click.group(short_help="Measure what a person waits for.")
 def bench() -> None:
     """Measure an assistant's gateway: what a person waits for, and where the time goes."""
 

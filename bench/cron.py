@@ -8,7 +8,7 @@ import trio
 
 from triops.bench.driver import Driver, Frame, Turn, now
 from triops.bench.errors import BenchFailed
-from triops.bench.scenario import Measured, measured, open_subjects, timed
+from triops.bench.scenario import open_subjects, timed
 from triops.bench.subjects import Targets
 from triops.bench.turns import Block, Record
 
@@ -27,7 +27,7 @@ class Job(msgspec.Struct, frozen=True):
     id: str
 
 
-async def measure(targets: Targets, jobs: int, *, ahead: float = AHEAD) -> Measured:
+async def measure(targets: Targets, jobs: int, *, ahead: float = AHEAD) -> list[Block]:
     """Let `jobs` jobs, each a turn in a session of its own, come due one after the other.
 
     Raises:
@@ -39,7 +39,7 @@ async def measure(targets: Targets, jobs: int, *, ahead: float = AHEAD) -> Measu
     async with open_subjects(targets) as (_, subjects):
         for subject, driver in subjects:
             blocks.append(await timed(lambda s=subject, d=driver: _let_fire(s.name, d, jobs, ahead)))
-    return measured(blocks)
+    return blocks
 
 
 async def _let_fire(subject: str, driver: Driver, jobs: int, ahead: float) -> list[Record]:

@@ -7,7 +7,7 @@ import trio
 from triops.bench.driver import open_driver
 from triops.bench.errors import BenchFailed
 from triops.bench.load import closed_loop, new_session, one_turn
-from triops.bench.scenario import Measured, measured, take_marks, timed
+from triops.bench.scenario import take_marks, timed
 from triops.bench.subjects import Opener, Targets, open_model, openers
 from triops.bench.turns import Block, Record, phases
 
@@ -16,7 +16,7 @@ WARM_AFTER = 2.0
 BEFORE_WARM, WARM_TURNS = 20, 10
 
 
-async def measure(targets: Targets, runs: int, *, warm_after: float = WARM_AFTER) -> Measured:
+async def measure(targets: Targets, runs: int, *, warm_after: float = WARM_AFTER) -> list[Block]:
     """Start each subject twice a run: its first turn is cold, or comes when the gateway had time to warm up.
 
     Raises:
@@ -31,7 +31,7 @@ async def measure(targets: Targets, runs: int, *, warm_after: float = WARM_AFTER
             for name, opener in openers(targets, model).items():
                 for pause, first in ((0.0, "cold"), (warm_after, "warmed")):
                     blocks += await _start_once(name, opener, model, pause, first)
-    return measured(sorted(blocks, key=lambda block: block.records[0].scenario))
+    return sorted(blocks, key=lambda block: block.records[0].scenario)
 
 
 async def _start_once(name: str, opener: Opener, model: str, pause: float, first: str) -> list[Block]:

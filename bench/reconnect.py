@@ -8,7 +8,7 @@ import trio
 
 from triops.bench.driver import Driver, Turn, now, open_driver
 from triops.bench.load import TURN_LIMIT, closed_loop, new_session
-from triops.bench.scenario import Measured, measured, open_subjects, timed
+from triops.bench.scenario import open_subjects, timed
 from triops.bench.subjects import Subject, Targets
 from triops.bench.turns import Block, Record
 
@@ -25,7 +25,7 @@ class History(msgspec.Struct, frozen=True):
     messages: list[Message] = []
 
 
-async def measure(targets: Targets, turns: int) -> Measured:
+async def measure(targets: Targets, turns: int) -> list[Block]:
     """Lose the line in each of `turns` turns right after its ack, and come back when the answer is there.
 
     Raises:
@@ -39,7 +39,7 @@ async def measure(targets: Targets, turns: int) -> Measured:
             blocks += [
                 await timed(lambda s=subject, d=driver, k=session: _reconnect_once(s, d, k)) for _ in range(turns)
             ]
-    return measured(blocks)
+    return blocks
 
 
 async def _reconnect_once(subject: Subject, watcher: Driver, session: str) -> list[Record]:

@@ -46,13 +46,6 @@ class Report(msgspec.Struct, frozen=True):
     results: list[Result]
 
 
-Measured = tuple[Report, list[Record]]
-
-
-def measured(blocks: Sequence[Block]) -> Measured:
-    return Report(machine(), results(blocks)), [record for block in blocks for record in block.records]
-
-
 @asynccontextmanager
 async def open_subjects(targets: Targets) -> AsyncGenerator[tuple[str, list[tuple[Subject, Driver]]]]:
     """The mock model's URL, and each subject with a driver that is connected to it."""
@@ -67,7 +60,7 @@ async def open_subjects(targets: Targets) -> AsyncGenerator[tuple[str, list[tupl
         yield model, found
 
 
-async def measure_turns(targets: Targets, scenarios: Sequence[Scenario], turns: int) -> Measured:
+async def measure_turns(targets: Targets, scenarios: Sequence[Scenario], turns: int) -> list[Block]:
     """Start what is to be started, drive it through every scenario (`turns` each), and end it.
 
     Raises:
@@ -77,7 +70,7 @@ async def measure_turns(targets: Targets, scenarios: Sequence[Scenario], turns: 
         blocks: list[Block] = []
         for scenario in scenarios:
             blocks += await _run_scenario(scenario, subjects, model, turns)
-    return measured(blocks)
+    return blocks
 
 
 async def _run_scenario(
@@ -145,16 +138,20 @@ def metrics_table(machine: dict[str, str], found: Sequence[Result]) -> str:
 
 
 def run(
-    measure: Callable[[], Awaitable[Measured]],
+    measure: Callable[[], Awaitable[list[Block]]],
     *,
     out: Path | None,
     as_json: bool,
     table: Callable[[dict[str, str], Sequence[Result]], str] = metrics_table,
 ) -> None:
     """Measure, print, and write `runs.jsonl` and `summary.json` into `out`."""
-    report, found = trio.run(measure)
+    noted = machine()  # before the load is our own
+    blocks = trio.run(measure)
+    report = Report(noted, results(blocks))
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "runs.jsonl").write_bytes(b"".join(msgspec.json.encode(record) + b"\n" for record in found))
+        (out / "runs.jsonl").write_bytes(
+            b"".join(msgspec.json.encode(record) + b"\n" for b in blocks for record in b.records)
+        )
         (out / "summary.json").write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
     print(msgspec.json.encode(report).decode() if as_json else table(report.machine, report.results))

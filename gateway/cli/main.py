@@ -22,7 +22,7 @@ COMMANDS = {
     "sessions": "List sessions and send to them.",
     "models": "List models, and add the demonstration model.",
     "logs": "Show what the gateway logged.",
-    "bench": "Measure chat latency and start-up.",
+    "bench": "Measure what a person waits for.",
 }
 """Name of the command and of its module here, and what it is for."""
 

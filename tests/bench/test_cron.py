@@ -4,14 +4,15 @@ import trio
 from triops.bench import cron
 from triops.bench.errors import BenchFailed
 from triops.bench.subjects import Subject, Targets
+from triops.bench.turns import results
 
 
 @pytest.mark.slow  # waits until the jobs are due
 async def test_jobs_start_and_finish_after_their_time(gateway: Subject, model_url: str):
     targets = Targets(gateway.url, gateway.token, model_url, floor=False)
     with trio.fail_after(20):
-        report, _ = await cron.measure(targets, 2, ahead=0.4)
-    (found,) = report.results
+        blocks = await cron.measure(targets, 2, ahead=0.4)
+    (found,) = results(blocks)
     assert (found.failed, {name: summary.count for name, summary in found.metrics.items()}) == (
         0,
         {"started": 2, "finished": 2},

@@ -3,14 +3,15 @@ import trio
 
 from triops.bench import reconnect
 from triops.bench.subjects import Subject, Targets
+from triops.bench.turns import results
 
 
 async def test_who_comes_back_has_the_answer_that_was_missed(gateway: Subject, model_url: str):
     targets = Targets(gateway.url, gateway.token, model_url, floor=False)
     with trio.fail_after(20):
-        report, records = await reconnect.measure(targets, 2)
-    (found,) = report.results
-    assert [(record.turn.state, sorted(record.metrics)) for record in records] == [
+        blocks = await reconnect.measure(targets, 2)
+    (found,) = results(blocks)
+    assert [(record.turn.state, sorted(record.metrics)) for block in blocks for record in block.records] == [
         ("final", ["caught_up", "hello"])
     ] * 2
     assert found.metrics["caught_up"].min > found.metrics["hello"].min > 0
