@@ -3,7 +3,9 @@
 An attempt is reserved before the first await, and until it is settled it uses up one of the peer's tries: guesses
 made at the same time are not each the first one. A right secret is never delayed. A wrong one is told late, and holds
 one of its peer's `LIMIT` places until then, whether or not anybody still waits for the answer: since nothing is
-compared while all are held, a peer guesses at most `LIMIT` times per delay, over however many sockets.
+compared while all are held, a peer guesses at most `LIMIT` times per delay, over however many sockets. Where nobody can
+guess the secret (a long token) that bound would protect nothing, and one program of this machine that knocks without
+pause would shut all others out: there an exempt peer's secret is always compared.
 """
 
 from collections import OrderedDict, deque
@@ -102,10 +104,12 @@ class Attempt:
 
 class AuthLimiter:
     """Failures per peer and over all peers: past `LIMIT` in a `WINDOW` they are told late, later each time, and a
-    peer that is not exempt is locked out. `clock` gives seconds and never runs back."""
+    peer that is not exempt is locked out. `clock` gives seconds and never runs back; `guessable` says that the secret
+    may be found by trying."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], *, guessable: bool = True) -> None:
         self._clock = clock
+        self._guessable = guessable
         self._all = _Record()
         self._peers: OrderedDict[str, _Record] = OrderedDict()
 
@@ -125,7 +129,8 @@ class AuthLimiter:
             raise rate_limited(max(record.locked_until - now, BUSY_RETRY))
         record.held = [until for until in record.held if until > now]
         delay = _delay(max(failures, self._all.count(now)))
-        if delay and len(record.held) + record.reserved >= LIMIT:
+        bounded = self._guessable or not peer.exempt
+        if bounded and delay and len(record.held) + record.reserved >= LIMIT:
             raise rate_limited(BUSY_RETRY)
         return Attempt(self._clock, record, self._all, delay)
 

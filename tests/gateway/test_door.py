@@ -175,10 +175,17 @@ async def test_a_right_secret_is_not_delayed_by_wrong_ones_whose_clients_wait_or
     assert "another-guess" not in str(host.log)
 
 
-async def test_a_peer_that_guesses_at_once_over_many_sockets_is_told_to_come_back(
-    tmp_path: Path, autojump_clock: Clock
+@pytest.mark.parametrize(
+    ("secret", "told"),
+    [
+        ({"mode": "password", "password": TOKEN}, (20, 80)),  # ten are free, ten held their places
+        ({"token": TOKEN}, (100, 0)),
+    ],
+)
+async def test_who_guesses_at_once_over_many_sockets_is_bounded_and_keeps_nobody_out_where_guessing_is_vain(
+    tmp_path: Path, autojump_clock: Clock, secret: dict[str, str], told: tuple[int, int]
 ) -> None:
-    async with open_test_gateway(tmp_path, virtual=True) as host:
+    async with open_test_gateway(tmp_path, config=ECHO | {"gateway": {"auth": secret}}, virtual=True) as host:
         statuses: list[int] = []
 
         async def guess() -> None:
@@ -187,8 +194,10 @@ async def test_a_peer_that_guesses_at_once_over_many_sockets_is_told_to_come_bac
         async with trio.open_nursery() as nursery:
             for _ in range(100):
                 nursery.start_soon(guess)
-        assert (statuses.count(401), statuses.count(429)) == (20, 80)  # ten are free, ten held their places
-        assert (await host.http("GET", "/status")).status == 200
+            await trio.testing.wait_all_tasks_blocked()
+            assert (await host.http("GET", "/status", token=TOKEN)).status == (200 if told == (100, 0) else 429)
+        assert (statuses.count(401), statuses.count(429)) == told
+        assert (await host.http("GET", "/status", token=TOKEN)).status == 200
 
 
 async def test_a_silent_approval_is_logged_once_with_what_it_allows(tmp_path: Path, device: DeviceIdentity) -> None:
