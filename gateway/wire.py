@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from triops.agents.messages import Message, Text
+from triops.agents.messages import Message, SystemMessage, Text
 from triops.gateway.schema.events import AgentEvent, ChatEvent, ShownMessage
 from triops.gateway.schema.sessions import SessionRow
 from triops.runtime.events import RunInfo, RunTool, SessionChanged
@@ -195,5 +195,8 @@ def shown_message(message: Message, message_id: str, seq: int, run_id: str | Non
         about["runId"] = run_id
     if key := shown.get("idempotencyKey"):
         about["idempotencyKey"] = key
+    if isinstance(message, SystemMessage) and message.source == "reset":
+        shown["content"] = [{"type": "text", "text": message.content}]
+        about["kind"] = "reset"
     shown["__openclaw"] = about
     return shown

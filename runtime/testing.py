@@ -269,9 +269,9 @@ class TestRuntime:
         return await self.runtime.runs.wait(accepted.run_id)
 
     async def transcript(self, session: str = "main") -> list[Message]:
-        """A session's messages on disk, oldest first."""
+        """A session's messages on disk, oldest first, those before a reset too."""
         key = canonical_key(session)
-        page = await self.store.read(lambda db: stored_sessions.transcript(db, key, limit=10_000))
+        page = await self.store.read(lambda db: stored_sessions.transcript(db, key, limit=10_000, whole=True))
         return [placed.message for placed in page.messages]
 
     async def check_quiet(self) -> None:

@@ -151,17 +151,19 @@ class Page(msgspec.Struct, frozen=True):
     has_more: bool
 
 
-def transcript(db: Db, key: str, *, limit: int, offset: int = 0) -> Page:
-    """The last `limit` messages but `offset`, whole history; nothing for an unknown session."""
+def transcript(db: Db, key: str, *, limit: int, offset: int = 0, whole: bool = False) -> Page:
+    """The last `limit` messages but `offset`, from the last reset on unless `whole`; nothing for an unknown session."""
     session = find(db, key)
     if session is None:
         return Page(None, [], 0, False)
+    first = 0 if whole else session.reset_seq
     rows = db.execute(
-        "SELECT seq, id, body, run_id FROM messages WHERE sid = ? ORDER BY seq DESC LIMIT ? OFFSET ?",
-        (session.sid, limit, offset),
+        "SELECT seq, id, body, run_id FROM messages WHERE sid = ? AND seq >= ? ORDER BY seq DESC LIMIT ? OFFSET ?",
+        (session.sid, first, limit, offset),
     ).fetchall()
     messages = [Placed(seq, id, decode_message(body), run_id) for seq, id, body, run_id in reversed(rows)]
-    return Page(session, messages, session.last_seq, offset + len(messages) < session.last_seq)
+    total = session.last_seq - max(first - 1, 0)
+    return Page(session, messages, total, offset + len(messages) < total)
 
 
 class SessionFilter(msgspec.Struct, frozen=True, kw_only=True):
@@ -212,11 +214,13 @@ def listing(db: Db, wanted: SessionFilter) -> tuple[list[Session], int]:
 
 
 def reset(db: Db, key: str, now: int) -> Session:
-    """Begin afresh: the transcript stays, the model no longer sees what was before. Keeps `session_id`."""
+    """Begin afresh, with a row that says so: what was before stays on disk, neither model nor people are shown it any
+    more. Keeps `session_id`."""
     session = ensure(db, key, now)
+    place(db, session.sid, SystemMessage("Reset", now, source="reset"), now)
     db.execute(
         "UPDATE sessions SET reset_seq = last_seq, updated_at = ?, status = NULL, input_tokens = 0, output_tokens = 0,"
-        " total_tokens = 0, lifecycle_revision = ? WHERE sid = ?",
+        " total_tokens = 0, last_preview = NULL, lifecycle_revision = ? WHERE sid = ?",
         (now, str(uuid4()), session.sid),
     )
     return require(db, key)

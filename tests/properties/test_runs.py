@@ -253,7 +253,7 @@ class World:
             assert run_id not in told or stored.terminal == told[run_id]
         for key in SESSIONS:
             page = await life.store.read(
-                lambda db, key=key: stored_sessions.transcript(db, f"agent:main:{key}", limit=1000)
+                lambda db, key=key: stored_sessions.transcript(db, f"agent:main:{key}", limit=1000, whole=True)
             )
             messages = [placed.message for placed in page.messages]
             assert list(pair(messages)) == messages, "each call is followed by its result"

@@ -100,13 +100,17 @@ async def test_a_reset_stops_runs_keeps_the_transcript_and_makes_the_model_forge
         await client.event("agent", runId="k2")
         was = (await client.request("sessions.list"))["sessions"][0]["sessionId"]
         reset = await client.request("sessions.reset", {"key": "main", "reason": "new"})
+        history = await client.request("chat.history", {"sessionKey": "main"})
+        assert (history["messages"][0]["role"], history["messages"][0]["__openclaw"]["kind"]) == ("system", "reset")
+        assert history["messages"][0]["content"] == [{"type": "text", "text": "Reset"}]
         assert (reset["ok"], reset["key"], reset["entry"]["sessionId"]) == (True, "agent:main:main", was)
         assert (await client.ended("k2"))["stopReason"] == "reset"
         assert "new" in [payload.get("reason") for payload in client.events("sessions.changed")]
         await client.say("SAY:after", key="k3")
         await client.ended("k3")
         assert [message.content for message in host.model.requests[-1].messages] == ["SAY:after"]
-        assert (await client.request("chat.history", {"sessionKey": "main"}))["totalMessages"] == 5
+        history = await client.request("chat.history", {"sessionKey": "main"})
+        assert history["totalMessages"] == len(history["messages"]) == 3  # the reset, and k3
         with pytest.raises(Refused) as refused:
             await client.request("sessions.reset", {"key": "main", "expectedSessionId": "another"})
         assert refused.value.error["details"]["reason"] == "session-changed"

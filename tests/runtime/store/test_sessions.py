@@ -150,12 +150,15 @@ def test_a_transcript_is_read_from_its_end_in_pages(db: Db) -> None:
 def test_a_reset_keeps_the_transcript_and_empties_the_context(db: Db) -> None:
     before = say(db, "old", "older")
     fresh = sessions.reset(db, MAIN_KEY, NOW + 5)
-    assert (fresh.session_id, fresh.reset_seq, fresh.updated_at) == (before.session_id, 2, NOW + 5)
+    assert (fresh.session_id, fresh.reset_seq, fresh.updated_at) == (before.session_id, 3, NOW + 5)
     assert fresh.lifecycle_revision != before.lifecycle_revision
-    assert sessions.context(db, fresh.sid, before=3) == []
+    assert sessions.context(db, fresh.sid, before=4) == []
     say(db, "new")
-    assert [decode(body).content for body in sessions.context(db, fresh.sid, before=4)] == ["new"]
-    assert texts(sessions.transcript(db, MAIN_KEY, limit=9)) == ["old", "older", "new"]
+    assert [decode(body).content for body in sessions.context(db, fresh.sid, before=5)] == ["new"]
+    shown = sessions.transcript(db, MAIN_KEY, limit=9)
+    assert (texts(shown), shown.total, shown.has_more) == (["Reset", "new"], 2, False)
+    assert sessions.transcript(db, MAIN_KEY, limit=1).has_more
+    assert texts(sessions.transcript(db, MAIN_KEY, limit=9, whole=True)) == ["old", "older", "Reset", "new"]
 
 
 def test_the_context_is_the_newest_that_a_prompt_may_hold_in_order(db: Db) -> None:
