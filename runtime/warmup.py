@@ -7,6 +7,7 @@ that run asks here.
 
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
+from math import inf
 
 import msgspec
 import trio
@@ -20,6 +21,7 @@ from triops.runtime.models import ModelCatalog, ProviderEntry, SilentProvider
 
 INBOX_CAPACITY = 16  # questions of runs; requests for one model merge, so that this is the number of models in doubt
 DISCOVER_DEADLINE = 5.0  # seconds for a provider to list its models
+DISCOVER_PAUSE = 1.0  # seconds after which a provider that failed to list them may be asked again
 WARM_DEADLINE = 60.0  # seconds for the default model to be ready; a local one may load weights
 ASK_DEADLINE = 15.0  # seconds that a run waits for a provider's hook
 
@@ -60,8 +62,10 @@ class Warmup:
         self._system_prompt = system_prompt
         self._send, self._receive = inbox
         self._asking: dict[ModelRef, _Question] = {}
-        self._discovered: dict[str, trio.Event] = {entry.provider.id: trio.Event() for entry in catalog.entries()}
-        self._decided = trio.Event()
+        self._listing = {entry.provider.id: trio.Lock() for entry in catalog.entries()}
+        self._due = dict.fromkeys(
+            self._listing, -inf
+        )  # when each may be asked for its list; never again once it gave it
         catalog.served_by(self.ask)
 
     # -- asked by runs -------------------------------------------------------------------------------------------------
@@ -87,10 +91,10 @@ class Warmup:
         return question.info
 
     async def default(self) -> str | None:
-        """The model for who names none; waits until the warm-up has looked around. None: there is no model at all."""
+        """The model for who names none; looks around while there is none. None: there is no model at all."""
         if self._catalog.default is None:
             with trio.move_on_after(ASK_DEADLINE):
-                await self._decided.wait()
+                await self._look_around()
         return self._catalog.default
 
     def statistics(self) -> WarmupStatistics:
@@ -104,10 +108,15 @@ class Warmup:
     async def run(self) -> None:
         """Warm every provider, then answer questions, until cancelled."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._look_around, name="look around")
+            nursery.start_soon(self._begin, name="look around")
             while True:
                 question = await self._receive.receive()
                 nursery.start_soon(self._answer, question, name=f"ask for {question.ref}")
+
+    async def _begin(self) -> None:
+        await self._look_around()
+        await self._warm_default()
+        self._bus.publish(ModelsChanged(self._clock()))
 
     async def _look_around(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -115,30 +124,35 @@ class Warmup:
                 nursery.start_soon(self._discover, entry, name=f"discover {entry.provider.id}")
         if self._catalog.default is None:
             self._decide()
-        self._decided.set()
-        await self._warm_default()
-        self._bus.publish(ModelsChanged(self._clock()))
 
     async def _discover(self, entry: ProviderEntry) -> None:
-        """Ask one provider for its models; its failure is its state, nobody else's."""
-        id = entry.provider.id
-        start = trio.current_time()
-        self._catalog.report(id, "warming")
-        try:
-            with trio.fail_after(DISCOVER_DEADLINE):
-                found = await entry.provider.discover()
-            self._catalog.learn([info for info in found if info.ref.provider == id])
-            self._catalog.report(id, "ready", ms=_since(start))
-        except trio.TooSlowError:
-            self._failed(id, f"no answer within {DISCOVER_DEADLINE:.0f} s", start)
-        except Exception as error:  # noqa: BLE001 - the plugin boundary
-            self._failed(id, str(error) or type(error).__name__, start)
-        finally:
-            self._discovered[id].set()
+        """Ask one provider for its models, until it gave them; its failure is its state, nobody else's.
 
-    def _failed(self, id: str, reason: str, start: float) -> None:
-        self._catalog.report(id, "failed", reason=reason, ms=_since(start))
-        self._log.info("a provider is not there", provider=id, reason=reason)
+        Who comes while it is asked waits for that answer. A server that starts later is found by the next run.
+        """
+        id = entry.provider.id
+        async with self._listing[id]:
+            start = trio.current_time()
+            if start < self._due[id]:
+                return
+            again = self._due[id] != -inf
+            if not again:
+                self._catalog.report(id, "warming")
+            try:
+                with trio.fail_after(DISCOVER_DEADLINE):
+                    found = await entry.provider.discover()
+                self._catalog.learn([info for info in found if info.ref.provider == id])
+                self._catalog.report(id, "ready", ms=_since(start))
+                self._due[id] = inf
+            except Exception as error:  # noqa: BLE001 - the plugin boundary
+                slow = isinstance(error, trio.TooSlowError)
+                reason = f"no answer within {DISCOVER_DEADLINE:.0f} s" if slow else str(error) or type(error).__name__
+                self._catalog.report(id, "failed", reason=reason, ms=_since(start))
+                self._log.info("a provider is not there", provider=id, reason=reason)
+                self._due[id] = trio.current_time() + DISCOVER_PAUSE
+            else:
+                if again:
+                    self._bus.publish(ModelsChanged(self._clock()))
 
     def _decide(self) -> None:
         """The best of what was found: providers are listed in the order of preference, those that failed come last."""
@@ -174,10 +188,11 @@ class Warmup:
     async def _answer(self, question: _Question) -> None:
         """Let the provider's list arrive, then ask its hook. A hook that fails says that it does not have the model."""
         ref = question.ref
+        entry = next(entry for entry in self._catalog.entries() if entry.provider.id == ref.provider)
         try:
             with trio.move_on_after(ASK_DEADLINE):
-                await self._discovered[ref.provider].wait()
-                question.info = await self._look_up(ref)
+                await self._discover(entry)
+                question.info = await self._look_up(entry, ref)
                 question.answered = True
         except Exception as error:  # noqa: BLE001 - the plugin boundary
             question.answered = True
@@ -187,11 +202,10 @@ class Warmup:
             del self._asking[ref]
             question.settled.set()
 
-    async def _look_up(self, ref: ModelRef) -> ModelInfo | None:
+    async def _look_up(self, entry: ProviderEntry, ref: ModelRef) -> ModelInfo | None:
         known = self._catalog.find(str(ref))
         if known is not None:
             return known.info
-        entry = next(entry for entry in self._catalog.entries() if entry.provider.id == ref.provider)
         info = await entry.provider.resolve_dynamic(ref.model)
         if info is None or info.ref != ref:  # another model is not the one that was asked for
             return None
