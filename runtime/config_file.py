@@ -71,7 +71,7 @@ def load_config(paths: Paths, environ: Mapping[str, str]) -> LoadedConfig:
     if (url := config.diagnostics.otel.endpoint) is not None:
         _check_url(url, "diagnostics.otel.endpoint", reader)
     if reader.faults:
-        raise ConfigError(str(paths.config), tuple(reader.faults))
+        raise ConfigError(str(paths.config), tuple(reader.faults), reader.notices)
     return LoadedConfig(
         config=config,
         warnings=reader.notices,

@@ -41,10 +41,11 @@ class Fault(msgspec.Struct, frozen=True):
 
 
 class ConfigError(Exception):
-    """The configuration cannot be used; the message lists every fault. The process exits 78."""
+    """The configuration cannot be used; the message lists every fault and warning. The process exits 78."""
 
-    def __init__(self, where: str, faults: tuple[Fault, ...]) -> None:
-        super().__init__("\n".join((f"{where} cannot be used:", *(f"  {fault}" for fault in faults))))
+    def __init__(self, where: str, faults: tuple[Fault, ...], notices: tuple[Notice, ...] = ()) -> None:
+        warnings = (f"  warning: {notice}" for notice in notices if notice.level == "warning")
+        super().__init__("\n".join((f"{where} cannot be used:", *(f"  {fault}" for fault in faults), *warnings)))
         self.faults = faults
 
 
@@ -282,7 +283,7 @@ class ConfigReader:
             import difflib  # costs milliseconds, and most files have no unknown key
 
             known = [field.encode_name for field in _fields(kind)] + unused + not_applied
-            nearest = difflib.get_close_matches(key, known, 1, 0.75)
+            nearest = difflib.get_close_matches(key, known, 1, 0.7)
             self.warn(place, "unknown key, not used" + (f"; did you mean {nearest[0]!r}?" if nearest else ""))
 
 

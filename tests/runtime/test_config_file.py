@@ -142,6 +142,15 @@ def test_a_syntax_error_does_not_carry_what_was_read_before_it():
 # -- unknown, unused and impossible ------------------------------------------------------------------------------------
 
 
+def test_a_fault_is_told_with_the_warnings_that_may_explain_it(load: Load):
+    with pytest.raises(ConfigError) as caught:
+        load("{models: {providers: {lab: {baseURL: 'http://127.0.0.1:1234/v1'}}}}")
+    assert str(caught.value).splitlines()[1:] == [
+        '  models.providers.lab.baseUrl: is missing; write one such as "http://127.0.0.1:1234/v1"',
+        "  warning: models.providers.lab.baseURL: unknown key, not used; did you mean 'baseUrl'?",
+    ]
+
+
 def test_an_unknown_key_warns_with_its_path_and_the_nearest_name_if_one_is_near(load: Load):
     loaded = load("{gatewai: {}, gateway: {prot: 1}, agents: {defaults: {models: {'a/b': {wobble: 1}}}}}")
     assert warnings(loaded) == [
