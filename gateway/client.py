@@ -6,6 +6,7 @@ It does not reconnect, keeps no device tokens, and does not know where a gateway
 import base64
 import hashlib
 import itertools
+import json
 import os
 import ssl
 import sys
@@ -317,7 +318,7 @@ class GatewayClient:
             self._calls[id_] = inlet
             try:
                 try:
-                    await self._socket.send(ws.TextMessage(msgspec.json.encode(frame).decode()))
+                    await self._socket.send(ws.TextMessage(_encode(frame)))
                 except GatewayClosed:
                     await self.ended.wait()  # the reader is about to learn why
                     self.raise_closed()
@@ -416,6 +417,15 @@ class GatewayClient:
         self.hello = await self.request("connect", params)
         self._silence_limit = 2 * self.hello["policy"]["tickIntervalMs"] / 1000
         self._silence.deadline = anyio.current_time() + self._silence_limit
+
+
+def _encode(frame: dict[str, Any]) -> str:
+    """JSON text; a lone surrogate, which UTF-8 cannot say, becomes U+FFFD."""
+    try:
+        return msgspec.json.encode(frame).decode()
+    except UnicodeEncodeError:
+        text = json.dumps(msgspec.to_builtins(frame), ensure_ascii=False)
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 @asynccontextmanager

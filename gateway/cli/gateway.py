@@ -152,6 +152,8 @@ def status(gateway: Gateway) -> int:
 @click.option("--params", default="{}", metavar="JSON", help="The method's parameters.")
 @click.option("--wait", is_flag=True, help="Wait for the end of the run that it starts.")
 @gateway_options
-def call(gateway: Gateway, method: str, params: str, wait: bool) -> None:
-    """Call METHOD of the protocol and print its payload."""
-    click.echo(json_text(gateway.call(method, parse_json(params, "--params"), wait=wait)))
+def call(gateway: Gateway, method: str, params: str, wait: bool) -> int:
+    """Call METHOD of the protocol and print its payload; with --wait, a run that failed or was stopped exits 1."""
+    payload = gateway.call(method, parse_json(params, "--params"), wait=wait)
+    click.echo(json_text(payload))
+    return Exit.FAILED if wait and payload.get("status", "ok") != "ok" else Exit.OK

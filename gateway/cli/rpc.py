@@ -14,7 +14,7 @@ from urllib.parse import quote, urlsplit
 
 import click
 
-from triops.gateway.cli.failures import START_HINT, Failure
+from triops.gateway.cli.failures import START_HINT, Exit, Failure
 from triops.gateway.cli.output import json_option
 from triops.runtime.instance import Discovery, read_discovery
 from triops.runtime.paths import Paths, locate
@@ -35,6 +35,13 @@ class Gateway:
     def __init__(self, url: str | None = None, token: str | None = None) -> None:
         self._url = url
         self._token = token
+        if url is not None:
+            try:
+                _address(url)
+            except ValueError as error:
+                raise Failure(f"--url {url!a}: {error}", "Write it as http://host:port.", code=Exit.USAGE) from None
+        if token is not None and not (token.isascii() and token.isprintable()):
+            raise Failure("--token has characters that no token has", "Copy it again.", code=Exit.USAGE)
 
     @functools.cached_property
     def paths(self) -> Paths:

@@ -164,3 +164,12 @@ def test_status_of_no_gateway(run: Any, paths: Paths):
 
 def test_call_wants_an_object(run: Any, gateway: Any):
     assert run("gateway", "call", "health", "--params", "[1]").code == 2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [("--url", "http://127.0.0.1:99999"), ("--url", "http://[::1"), ("--token", "a\nb"), ("--token", "\udcff")],
+)
+def test_an_address_or_a_token_that_cannot_be_is_a_fault_of_usage(run: Any, paths: Paths, wrong: tuple[str, str]):
+    ran = run("cron", "list", *wrong)
+    assert (ran.code, wrong[0] in ran.err) == (2, True)

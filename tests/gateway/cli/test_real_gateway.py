@@ -53,6 +53,11 @@ def test_the_life_of_a_gateway_in_the_background(run: Any, configured: Paths):
     assert (status["running"], status["rpc"]) == (True, {"ok": True})
     assert run("gateway", "run").code == 75
 
+    for words, code in (("SAY:yes", 0), ("FAIL:401", 1)):
+        params = json.dumps({"sessionKey": "main", "message": words, "idempotencyKey": words})
+        assert run("gateway", "call", "chat.send", "--wait", "--params", params).code == code
+    assert "yes" in run("chat", "SAY:yes \udcff", "--session", "k\udcff").out
+
     added = json.loads(run("cron", "add", "--job", json.dumps(JOB), "--json").out)
     assert "every 3m" in run("cron", "list").out
     assert run("cron", "rm", added["id"]).code == 0
