@@ -17,7 +17,7 @@ from triops.gateway.transport import Broken, Transport
 
 MAX_BODY = 16 * 1024 * 1024
 BODY_DEADLINE = 30.0  # seconds
-IDLE = 75.0  # seconds that a kept-alive connection may be silent
+IDLE = 15.0  # seconds that a kept-alive connection may be silent
 MAX_EARLY = 65536  # bytes of further requests that are read while one is answered
 
 SECURITY_HEADERS = (
