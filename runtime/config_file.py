@@ -14,7 +14,16 @@ import msgspec
 from msgspec.structs import replace
 
 from triops.agents.providers import APIS
-from triops.runtime.config import AuthConfig, Config, GatewayConfig, ModelConfig, ProviderConfig, endpoint_of, join
+from triops.runtime.config import (
+    KEYED,
+    AuthConfig,
+    Config,
+    GatewayConfig,
+    ModelConfig,
+    ProviderConfig,
+    endpoint_of,
+    join,
+)
 from triops.runtime.config_reader import ConfigError, ConfigReader, Fault, Notice
 from triops.runtime.paths import Paths
 from triops.runtime.secrets import Secret
@@ -244,6 +253,18 @@ def _check_providers(config: Config, reader: ConfigReader) -> None:
     for name in config.agents.defaults.models:
         if "/" not in name:
             reader.warn(join("agents.defaults.models", name), "is no provider/model; not used")
+    _check_default(config, reader)
+
+
+def _check_default(config: Config, reader: ConfigReader) -> None:
+    defaults, providers = config.agents.defaults, config.models.providers
+    name = defaults.model.primary or ""
+    id, slash, _ = name.partition("/")
+    if not slash or id in {*providers, *KEYED, "codex", "scripted", "local"}:
+        return
+    aliases = {(setting.alias or "").lower() for setting in defaults.models.values()}
+    if name.lower() not in aliases and all(name != model.id for entry in providers.values() for model in entry.models):
+        reader.warn("agents.defaults.model", f"{name!r} has no provider; write {join('models.providers', id)}")
 
 
 def _check_endpoint(id: str, provider: ProviderConfig, path: str, reader: ConfigReader) -> None:

@@ -305,6 +305,20 @@ def test_a_model_may_be_a_plain_text(load: Load):
     assert (defaults.model.primary, defaults.model.fallbacks) == ("p/m", ())
 
 
+@pytest.mark.parametrize(
+    ("primary", "warned"),
+    [("foo/bar", True), ("ollama/m", True), ("lab/m", False), ("openai/m", False), ("a/b", False), ("My/Own", False)],
+)
+def test_a_default_model_whose_provider_nobody_knows_is_said(load: Load, primary: str, warned: bool):
+    loaded = load(
+        "{models: {providers: {lab: {baseUrl: 'http://127.0.0.1:1/v1', models: [{id: 'a/b'}]}}}, agents: {defaults: {"
+        f"model: {{primary: '{primary}'}}, models: {{'lab/a/b': {{alias: 'my/own'}}}}}}}}}}"
+    )
+    id = primary.partition("/")[0]
+    said = f"agents.defaults.model: {primary!r} has no provider; write models.providers.{id}"
+    assert warnings(loaded) == ([said] if warned else [])
+
+
 def test_a_setting_for_what_is_no_model_is_said(load: Load):
     assert "is no provider/model" in warnings(load("{agents: {defaults: {models: {m: {alias: 'x'}}}}}"))[0]
 
