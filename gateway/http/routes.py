@@ -76,8 +76,15 @@ class Routes:
         if payload is ANSWERED:
             payload = answers[0]
         if isinstance(payload, ErrorShape):
-            return _refusal(payload)
-        return payload if isinstance(payload, HttpResponse) else HttpResponse(200, payload)
+            payload = _refusal(payload)
+        response = payload if isinstance(payload, HttpResponse) else HttpResponse(200, payload)
+        if 400 <= response.status < 500:
+            asked = f"{head.method} {head.path[:200]}"
+            reason = response.payload
+            self._services.log.refusal(
+                "refused a call", level="info", call=asked, peer=peer.actor, status=response.status, reason=reason
+            )
+        return response
 
     def _probe(self, head: Head) -> HttpResponse:
         if head.method not in ("GET", "HEAD"):

@@ -363,3 +363,16 @@ async def test_heads_that_cannot_be_served_are_refused_on_the_real_port(tmp_path
         post = f"POST /rpc/health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n{{}}\r\n{'x' * 3_000_000}"
         assert (await raw(host, post.format("").encode()))[0] == 401
         assert (await raw(host, post.format(f"Authorization: Bearer {TOKEN}\r\n").encode()))[0] == 413
+
+
+async def test_a_call_that_is_refused_leaves_a_line(tmp_path: Path) -> None:
+    async with open_test_gateway(tmp_path) as host:
+        for method, path in (("POST", "/rpc/nope"), ("GET", "/nowhere"), ("PUT", "/status")):
+            await host.http(method, path, {} if method == "POST" else None)
+        told = [record.fields for record in host.log if record.message == "refused a call"]
+        assert [(line["call"], line["status"]) for line in told] == [
+            ("POST /rpc/nope", 400),
+            ("GET /nowhere", 404),
+            ("PUT /status", 405),
+        ]
+        assert "unknown method: nope" in str(told[0]["reason"])
