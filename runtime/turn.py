@@ -19,9 +19,9 @@ from triops.agents.events import (
 )
 from triops.agents.loop import Turn as LoopTurn
 from triops.agents.loop import run_turn
-from triops.agents.messages import AssistantMessage, Message, UserMessage, decode_message
+from triops.agents.messages import AssistantMessage, Message, UserMessage
 from triops.agents.model import ModelInfo, RetryNotice
-from triops.agents.transcript import fit, pair, settle
+from triops.agents.transcript import fit, settle
 from triops.runtime.bus import Bus
 from triops.runtime.clock import Clock
 from triops.runtime.errors import RuntimeFault
@@ -183,7 +183,6 @@ class ChatTurn:
     async def _ask(self, desk: Desk, resolved: Resolved) -> AssistantMessage:
         run, info, progress = self._run, resolved.info, self._progress
         plan = await self._plans.of(run, info)
-        history = [decode_message(body) for body in run.history or ()]
         progress.chosen(info)
         state = self._catalog.state(info.ref.provider)
         if state is not None and state.state == "warming":
@@ -198,14 +197,15 @@ class ChatTurn:
         system = plan.system_for(run.session.key)
         if run.submission.extra_system:
             system = f"{system}\n\n{run.submission.extra_system}"
-        said = [*history, run.submission.message, *run.companions, *progress.heard]
+        assert run.past is not None
+        messages, cost = run.past.followed_by((run.submission.message, *run.companions, *progress.heard))
         turn = LoopTurn(
             run_id=run.id,
             session_key=run.session.key,
             session_id=run.session.session_id,
             model=info,
             system=system,
-            messages=fit(pair(said), plan.history_tokens),
+            messages=messages if cost <= plan.history_tokens else fit(messages, plan.history_tokens),
             tools=plan.tools,
             schemas=plan.schemas,
         )

@@ -5,6 +5,7 @@ system prompt and on the last turn; others may refuse them.
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,6 +13,7 @@ import msgspec
 
 from triops.agents.messages import (
     AssistantMessage,
+    Message,
     StopReason,
     SystemMessage,
     Text,
@@ -20,9 +22,10 @@ from triops.agents.messages import (
     UserBlock,
     UserMessage,
 )
-from triops.agents.model import Done, ModelRequest, ProviderEvent
+from triops.agents.model import Done, ModelInfo, ModelRequest, ProviderEvent
 from triops.agents.providers.draft import Draft, members, usage_of
 from triops.agents.providers.mapping import reply_limit, seen, told
+from triops.agents.providers.memo import Memo
 from triops.agents.providers.wire import Dialect, HttpProvider, with_version
 
 _STOPS: dict[str, StopReason] = {
@@ -35,10 +38,10 @@ _encode_json = msgspec.json.Encoder().encode
 _Blocks = list[dict[str, Any]]
 
 
-def encode_request(request: ModelRequest, base_url: str) -> bytes:
+def encode_request(request: ModelRequest, base_url: str, memo: Memo) -> bytes:
     """The body of `POST /v1/messages`; `ModelInfo.params` are added to it, or replace what it says."""
     model = request.model
-    turns = _turns(request)
+    turns = memo.turns(request, _turns)
     system: str | _Blocks = request.system
     if urlsplit(base_url).hostname == "api.anthropic.com":
         if turns:
@@ -58,19 +61,19 @@ def encode_request(request: ModelRequest, base_url: str) -> bytes:
     return _encode_json({**body, **dict(model.params)})
 
 
-def _turns(request: ModelRequest) -> list[dict[str, Any]]:
+def _turns(messages: Sequence[Message], model: ModelInfo) -> list[dict[str, Any]]:
     """Roles alternate: what the user, the system and tools say between two replies is one turn, results first."""
     turns: list[dict[str, Any]] = []
-    for message in request.messages:
+    for message in messages:
         match message:
             case UserMessage():
-                role, blocks = "user", _content(seen(message.content, request.model))
+                role, blocks = "user", _content(seen(message.content, model))
             case SystemMessage():
                 role, blocks = "user", _content([Text(told(message))])
             case AssistantMessage():
-                role, blocks = "assistant", _assistant(message, request.model.ref.provider)
+                role, blocks = "assistant", _assistant(message, model.ref.provider)
             case ToolResultMessage():
-                role, blocks = "user", [_result(message, request)]
+                role, blocks = "user", [_result(message, model)]
         if blocks and turns and turns[-1]["role"] == role:
             turns[-1]["content"] += blocks
         elif blocks:
@@ -87,8 +90,8 @@ def _content(blocks: list[UserBlock]) -> _Blocks:
     ]
 
 
-def _result(message: ToolResultMessage, request: ModelRequest) -> dict[str, Any]:
-    content = _content(seen(message.content, request.model)) or [{"type": "text", "text": "(no output)"}]
+def _result(message: ToolResultMessage, model: ModelInfo) -> dict[str, Any]:
+    content = _content(seen(message.content, model)) or [{"type": "text", "text": "(no output)"}]
     result = {"type": "tool_result", "tool_use_id": _id(message.tool_call_id), "content": content}
     return {**result, "is_error": True} if message.is_error else result
 

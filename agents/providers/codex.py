@@ -14,6 +14,7 @@ from triops.agents.errors import ProviderError
 from triops.agents.model import InputKind, ModelInfo, ModelRef, ModelRequest
 from triops.agents.providers.faults import NOT_JSON
 from triops.agents.providers.http import HttpClient
+from triops.agents.providers.memo import Memo
 from triops.agents.providers.openai_responses import RESPONSES, request_fields
 from triops.agents.providers.wire import Dialect, HttpProvider
 
@@ -22,9 +23,9 @@ CLIENT_VERSION = "1.0.0"
 """The account lists what a client of this version may use."""
 
 
-def _encode(request: ModelRequest, base_url: str) -> bytes:
+def _encode(request: ModelRequest, base_url: str, memo: Memo) -> bytes:
     """As the public API, but limits and temperature are refused and instructions are not optional."""
-    return msgspec.json.encode({"instructions": "", **request_fields(request), **dict(request.model.params)})
+    return msgspec.json.encode({"instructions": "", **request_fields(request, memo), **dict(request.model.params)})
 
 
 class _Tokens(msgspec.Struct):

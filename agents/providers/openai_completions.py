@@ -4,6 +4,7 @@ Maps messages to a request and chunks to events; knows no connection. Endpoints 
 without ids, without indexes, with arguments as an object, several in one chunk, the same index for all. All are read.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -11,6 +12,7 @@ import msgspec
 from triops.agents.messages import (
     AssistantMessage,
     Image,
+    Message,
     StopReason,
     SystemMessage,
     Text,
@@ -19,20 +21,25 @@ from triops.agents.messages import (
     UserBlock,
     UserMessage,
 )
-from triops.agents.model import Done, ModelRequest, ProviderEvent
+from triops.agents.model import Done, ModelInfo, ModelRequest, ProviderEvent
 from triops.agents.providers.draft import INVALID_ARGUMENTS, Draft, openai_usage, parse_arguments
 from triops.agents.providers.mapping import reply_limit, seen, told
+from triops.agents.providers.memo import Memo
 from triops.agents.providers.wire import Dialect, HttpProvider, with_version
 
 _STOPS: dict[str, StopReason] = {"length": "length", "tool_calls": "toolUse", "function_call": "toolUse"}
 _encode_json = msgspec.json.Encoder().encode
 
 
-def encode_request(request: ModelRequest, base_url: str) -> bytes:
+def encode_request(request: ModelRequest, base_url: str, memo: Memo) -> bytes:
     """The body of `POST /chat/completions`; `ModelInfo.params` are added to it, or replace what it says."""
     model = request.model
     compat = model.compat
-    body: dict[str, Any] = {"model": model.ref.model, "messages": _turns(request), "stream": True}
+    turns = memo.turns(request, _turns)
+    if request.system:
+        role = "developer" if compat.supports_developer_role else "system"
+        turns.insert(0, {"role": role, "content": request.system})
+    body: dict[str, Any] = {"model": model.ref.model, "messages": turns, "stream": True}
     if compat.supports_usage_in_streaming:
         body["stream_options"] = {"include_usage": True}
     if compat.supports_store:
@@ -45,14 +52,10 @@ def encode_request(request: ModelRequest, base_url: str) -> bytes:
     return _encode_json({**body, **dict(model.params)})
 
 
-def _turns(request: ModelRequest) -> list[dict[str, Any]]:
-    model, compat = request.model, request.model.compat
+def _turns(messages: Sequence[Message], model: ModelInfo) -> list[dict[str, Any]]:
     turns: list[dict[str, Any]] = []
-    if request.system:
-        role = "developer" if compat.supports_developer_role else "system"
-        turns.append({"role": role, "content": request.system})
     images: list[UserBlock] = []  # of tool results: they follow as a user's, once all results of a batch are there
-    for message in request.messages:
+    for message in messages:
         if images and not isinstance(message, ToolResultMessage):
             _say(turns, images)
             images = []
@@ -63,7 +66,7 @@ def _turns(request: ModelRequest) -> list[dict[str, Any]]:
                 _say(turns, [Text(told(message))])
             case AssistantMessage():
                 if message.text or message.tool_calls:
-                    turns.append(_assistant(message, null_content=not compat.requires_string_content))
+                    turns.append(_assistant(message, null_content=not model.compat.requires_string_content))
             case ToolResultMessage():
                 blocks = seen(message.content, model)
                 images += [block for block in blocks if isinstance(block, Image)]

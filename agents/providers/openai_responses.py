@@ -4,12 +4,14 @@ Maps messages to a request and events to events; knows no connection. Nothing is
 holds the whole conversation, encrypted reasoning included.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from triops.agents.messages import (
     AssistantMessage,
+    Message,
     SystemMessage,
     Text,
     Thinking,
@@ -17,25 +19,27 @@ from triops.agents.messages import (
     UserBlock,
     UserMessage,
 )
-from triops.agents.model import Done, ModelRequest, ProviderEvent
+from triops.agents.model import Done, ModelInfo, ModelRequest, ProviderEvent
 from triops.agents.providers.draft import Draft, openai_usage
 from triops.agents.providers.mapping import reply_limit, seen, told
+from triops.agents.providers.memo import Memo
 from triops.agents.providers.wire import Dialect, HttpProvider
 
 _encode_json = msgspec.json.Encoder().encode
 
 
-def encode_request(request: ModelRequest, base_url: str) -> bytes:
+def encode_request(request: ModelRequest, base_url: str, memo: Memo) -> bytes:
     """The body of `POST /responses`; `ModelInfo.params` are added to it, or replace what it says."""
-    body = {**request_fields(request), "max_output_tokens": reply_limit(request)}
+    body = {**request_fields(request, memo), "max_output_tokens": reply_limit(request)}
     if request.temperature is not None and request.model.compat.supports_temperature:
         body["temperature"] = request.temperature
     return _encode_json({**body, **dict(request.model.params)})
 
 
-def request_fields(request: ModelRequest) -> dict[str, Any]:
+def request_fields(request: ModelRequest, memo: Memo) -> dict[str, Any]:
     """What every endpoint of the format takes: the request without its limits."""
-    body: dict[str, Any] = {"model": request.model.ref.model, "input": _items(request), "stream": True, "store": False}
+    items = memo.turns(request, _items)
+    body: dict[str, Any] = {"model": request.model.ref.model, "input": items, "stream": True, "store": False}
     if request.system:
         body["instructions"] = request.system
     if request.model.reasoning:
@@ -56,18 +60,18 @@ def request_fields(request: ModelRequest) -> dict[str, Any]:
     return body
 
 
-def _items(request: ModelRequest) -> list[Any]:
+def _items(messages: Sequence[Message], model: ModelInfo) -> list[Any]:
     items: list[Any] = []
-    for message in request.messages:
+    for message in messages:
         match message:
             case UserMessage():
-                items.append({"role": "user", "content": _content(seen(message.content, request.model))})
+                items.append({"role": "user", "content": _content(seen(message.content, model))})
             case SystemMessage():
                 items.append({"role": "user", "content": _content([Text(told(message))])})
             case AssistantMessage():
-                items += _assistant(message, request.model.ref.provider)
+                items += _assistant(message, model.ref.provider)
             case ToolResultMessage():
-                blocks = seen(message.content, request.model)
+                blocks = seen(message.content, model)
                 words = all(isinstance(block, Text) for block in blocks)
                 output = (message.text or "(no output)") if words else _content(blocks)
                 items.append({"type": "function_call_output", "call_id": message.tool_call_id, "output": output})

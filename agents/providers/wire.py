@@ -16,6 +16,7 @@ from triops.agents.model import Done, ModelInfo, ModelRef, ModelRequest, Provide
 from triops.agents.providers.draft import Draft
 from triops.agents.providers.faults import NOT_JSON, Faults
 from triops.agents.providers.http import HttpClient, Response, default_idle
+from triops.agents.providers.memo import Memo
 from triops.agents.providers.sse import SseParser
 
 RETRY_PAUSES = (0.5, 2.0)
@@ -57,7 +58,7 @@ class Dialect(msgspec.Struct, frozen=True):
     api: str
     chat_url: Callable[[str], str]
     models_url: Callable[[str], str]
-    encode: Callable[[ModelRequest, str], bytes]
+    encode: Callable[[ModelRequest, str, Memo], bytes]
     """The body; the base URL is given because one vendor's own endpoint can do more than its dialect."""
     parser: Callable[[Draft], Parser]
     key_header: Literal["authorization", "x-api-key"] = "authorization"
@@ -109,6 +110,7 @@ class HttpProvider:
         self.http = http
         self.idle = default_idle(base_url) if idle is None else idle
         self.now = now
+        self.memo = Memo()
         self._secrets = secrets
         self._discover = discover
         self._key_hint = key_hint
@@ -153,7 +155,7 @@ async def stream_reply(provider: HttpProvider, request: ModelRequest) -> AsyncGe
     A failure that may pass and that came before anything was streamed is announced by a `RetryNotice` and tried
     again, at most twice and within `RETRY_BUDGET`; every other one is raised.
     """
-    body = provider.dialect.encode(request, provider.base_url)
+    body = provider.dialect.encode(request, provider.base_url, provider.memo)
     last_start = trio.current_time() + RETRY_BUDGET
     for retry, pause in enumerate((*RETRY_PAUSES, None), start=1):
         streamed = False

@@ -3,7 +3,7 @@
 It holds the runs that are accepted and not over. What is over lies in the store; memory forgets it.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import msgspec
@@ -13,6 +13,7 @@ from triops.agents.messages import AssistantMessage, SystemMessage, Text, UserMe
 from triops.runtime.bus import Bus
 from triops.runtime.clock import Clock
 from triops.runtime.events import RunEnded, RunInfo, RunStarted
+from triops.runtime.history import Past
 from triops.runtime.logs import Log
 from triops.runtime.phases import Phases, TurnTimes
 from triops.runtime.runs.state import RunChange, RunState, Submission, Terminal, merged_terminal, next_state
@@ -49,11 +50,11 @@ class Run:
         "answered",
         "companions",
         "ended",
-        "history",
         "info",
         "merged",
         "message_seq",
         "parts",
+        "past",
         "phases",
         "scope",
         "seq",
@@ -75,8 +76,8 @@ class Run:
         self.seq = 0
         """Events of this run so far."""
         self.message_seq: int | None = None
-        self.history: tuple[str, ...] | None = None
-        """Stored JSON of what came before, once the run has its place."""
+        self.past: Past | None = None
+        """What came before, once the run has its place."""
         self.scope = trio.CancelScope()
         self.stop_reason: str | None = None
         """Why it was told to stop, if it was."""
@@ -99,18 +100,18 @@ class Run:
     @property
     def begun(self) -> bool:
         """It has its place on disk: it runs, or does so within this step."""
-        return self.history is not None
+        return self.past is not None
 
     @property
     def text(self) -> str:
         """The reply so far."""
         return "".join(self.parts)
 
-    def begin(self, session: Session, message_seq: int, history: Sequence[str]) -> None:
+    def begin(self, session: Session, message_seq: int, past: Past) -> None:
         """The run has its place on disk, and what came before it is known."""
         self.session = session
         self.message_seq = message_seq
-        self.history = tuple(history)
+        self.past = past
         # A scope is entered once, and the wait for a slot may have used the one before.
         self.scope = trio.CancelScope()
         if self.stop_reason is not None:

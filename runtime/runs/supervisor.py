@@ -11,12 +11,14 @@ from functools import partial
 import msgspec
 import trio
 
+from triops.agents.kept import Kept
 from triops.agents.messages import SystemMessage
 from triops.runtime.boundaries import contain
 from triops.runtime.bus import Bus
 from triops.runtime.clock import Clock
 from triops.runtime.errors import Busy, NotFound, Unavailable
 from triops.runtime.events import RunEnded, SessionChanged
+from triops.runtime.history import KEPT, Past
 from triops.runtime.logs import Log
 from triops.runtime.runs.lanes import Lane, Lanes, LaneStatistics
 from triops.runtime.runs.registry import Registry, RegistryStatistics, Run, info_of
@@ -78,6 +80,7 @@ class Supervisor:
         self._clock = clock
         self._log = log
         self._lanes = lanes
+        self._pasts = Kept[Past](KEPT)
         self._registry = Registry(bus, clock, log)
         self._worker = Worker(
             store=store,
@@ -86,6 +89,7 @@ class Supervisor:
             log=log,
             registry=self._registry,
             lanes=lanes,
+            pasts=self._pasts,
             turn=turn,
             budget=budget,
         )
@@ -262,9 +266,9 @@ class Supervisor:
         start = lane.idle and lane.take_slot_nowait(self._lanes.slots_for(submission))
         lane.starting = lane.starting or start
         lane.places += 1
-        now = self._clock()
+        now, known = self._clock(), self._pasts.get(lane.key)
         self._store.submit(
-            lambda db: stored_runs.accept(db, submission, now, start=start),
+            lambda db: stored_runs.accept(db, submission, now, start=start, known=known),
             partial(self._stored, request, lane, start),
         )
 
@@ -292,8 +296,9 @@ class Supervisor:
         self._acknowledge(request, acceptance, interrupted=interrupted)
         self._registry.add(run)
         if start:
-            assert acceptance.placed is not None
-            run.begin(acceptance.session, acceptance.placed.seq, acceptance.history)
+            assert acceptance.placed is not None and acceptance.past is not None
+            self._pasts.keep(lane.key, acceptance.past, acceptance.past.size)
+            run.begin(acceptance.session, acceptance.placed.seq, acceptance.past)
             announce(self._bus, run.session.key, [acceptance.placed])
             lane.active = run
             self._hire(lane)

@@ -11,12 +11,14 @@ from typing import Protocol
 import msgspec
 import trio
 
+from triops.agents.kept import Kept
 from triops.agents.messages import AssistantMessage, Message
 from triops.runtime.boundaries import contain
 from triops.runtime.bus import Bus
 from triops.runtime.clock import Clock
 from triops.runtime.errors import RuntimeFault
 from triops.runtime.events import SessionChanged, SessionMessage
+from triops.runtime.history import Past
 from triops.runtime.logs import Log
 from triops.runtime.runs.lanes import Lane, Lanes
 from triops.runtime.runs.registry import Registry, Run
@@ -85,6 +87,7 @@ class Worker:
         log: Log,
         registry: Registry,
         lanes: Lanes,
+        pasts: Kept[Past],
         turn: Callable[[Run], Turn],
         budget: float,
     ) -> None:
@@ -94,6 +97,7 @@ class Worker:
         self._log = log
         self._registry = registry
         self._lanes = lanes
+        self._pasts = pasts
         self._turn = turn
         self._budget = budget
         self._told: dict[str, Terminal] = {}
@@ -150,7 +154,9 @@ class Worker:
         while run.stop_reason is None and not self._lanes.closed:
             companions = lane.take_collected(run)
             try:
-                session, placed, history = await self._store.write(partial(_begin, run, companions, self._clock()))
+                known = self._pasts.get(lane.key)
+                begin = partial(_begin, run, companions, known, self._clock())
+                session, placed, past = await self._store.write(begin)
             except Exception as error:
                 lane.give_back(companions)
                 if not isinstance(error, RuntimeFault):
@@ -159,7 +165,8 @@ class Worker:
                 self._log.error("a queued run could not be started, trying again", run=run.id, error=error)
                 await trio.sleep(RETRY)
                 continue
-            run.begin(session, placed[0].seq, history)
+            self._pasts.keep(lane.key, past, past.size)
+            run.begin(session, placed[0].seq, past)
             for other in companions:
                 self._registry.merge(other, run)
                 run.companions.append(other.submission.message)
@@ -332,10 +339,12 @@ def _late(terminal: Terminal, draft: Draft | None) -> Draft:
 # -- transactions, for the store's thread: they read only what nobody changes ------------------------------------------
 
 
-def _begin(run: Run, companions: Sequence[Run], now: int, db: Db) -> tuple[Session, list[Placed], Sequence[str]]:
-    session, placed, history = stored_runs.claim(db, run.submission, run.session.sid, now)
+def _begin(
+    run: Run, companions: Sequence[Run], known: Past | None, now: int, db: Db
+) -> tuple[Session, list[Placed], Past]:
+    session, placed, past = stored_runs.claim(db, run.submission, run.session.sid, now, known)
     said = [other.submission.message for other in companions]
-    return session, [placed, *_save(run, said, companions, now, db)], history
+    return session, [placed, *_save(run, said, companions, now, db)], past
 
 
 def _save(run: Run, messages: Sequence[Message], merged: Sequence[Run], now: int, db: Db) -> list[Placed]:

@@ -8,6 +8,7 @@ import msgspec
 
 from triops.agents.messages import AssistantMessage, Message, Usage
 from triops.runtime.errors import Conflict
+from triops.runtime.history import Past
 from triops.runtime.runs.state import (
     RunState,
     Submission,
@@ -43,7 +44,8 @@ class Acceptance(msgspec.Struct, frozen=True, kw_only=True):
     state: RunState
     accepted_at: int
     placed: Placed | None = None
-    history: Sequence[str] = ()
+    past: Past | None = None
+    """Of what started."""
     terminal: Terminal | None = None
 
 
@@ -63,18 +65,18 @@ def digest(submission: Submission) -> bytes:
     return hashlib.blake2b(submission.session_key.encode() + b"\0" + encode_input(message), digest_size=16).digest()
 
 
-def accept(db: Db, submission: Submission, now: int, *, start: bool) -> Acceptance:
+def accept(db: Db, submission: Submission, now: int, *, start: bool, known: Past | None = None) -> Acceptance:
     """The user's message, the run and its key, at once. With `start` it is running and its message has its place.
 
     Raises:
         Conflict: the key stands for other input.
         NotFound: the session must exist, and does not.
     """
-    known = db.execute(
+    row = db.execute(
         "SELECT digest, state, accepted_at, message_seq FROM runs WHERE id = ?", (submission.run_id,)
     ).fetchone()
-    if known is not None:
-        if known[0] != digest(submission):
+    if row is not None:
+        if row[0] != digest(submission):
             raise Conflict(
                 "This message ID was already used for different input. Check the conversation history and use a new"
                 " message ID to send again.",
@@ -115,24 +117,26 @@ def accept(db: Db, submission: Submission, now: int, *, start: bool) -> Acceptan
     )
     if not start:
         return Acceptance(session=session, fresh=True, state=state, accepted_at=now)
-    session, placed, history = _begin(db, submission, session.sid, now)
-    return Acceptance(session=session, fresh=True, state=state, accepted_at=now, placed=placed, history=history)
+    session, placed, past = _begin(db, submission, session.sid, now, known)
+    return Acceptance(session=session, fresh=True, state=state, accepted_at=now, placed=placed, past=past)
 
 
-def claim(db: Db, submission: Submission, sid: int, now: int) -> tuple[Session, Placed, Sequence[str]]:
-    """A queued run begins: it is running on disk, its message has its place; its session and history come back."""
+def claim(
+    db: Db, submission: Submission, sid: int, now: int, known: Past | None = None
+) -> tuple[Session, Placed, Past]:
+    """A queued run begins: it is running on disk, its message has its place; its session and past come back."""
     db.execute("UPDATE runs SET state = 'running' WHERE id = ? AND state = 'queued'", (submission.run_id,))
     assert db.changes() == 1, f"run {submission.run_id} was not queued"
-    return _begin(db, submission, sid, now)
+    return _begin(db, submission, sid, now, known)
 
 
-def _begin(db: Db, submission: Submission, sid: int, now: int) -> tuple[Session, Placed, Sequence[str]]:
+def _begin(db: Db, submission: Submission, sid: int, now: int, known: Past | None) -> tuple[Session, Placed, Past]:
     placed = sessions.place(db, sid, submission.message, now, run_id=submission.run_id)
     db.execute("UPDATE runs SET message_seq = ? WHERE id = ?", (placed.seq, submission.run_id))
     session = _update(
         db, "status = 'running', started_at = ?, ended_at = NULL, last_run_id = ?", now, submission.run_id, sid
     )
-    return session, placed, sessions.context(db, sid, before=placed.seq) if placed.seq > 1 else ()
+    return session, placed, sessions.past(db, session, before=placed.seq, known=known)
 
 
 def save(db: Db, sid: int, run_id: str, messages: Sequence[Message], merged: Sequence[str], now: int) -> list[Placed]:

@@ -7,14 +7,12 @@ import msgspec
 
 from triops.agents.messages import AssistantMessage, Message, SystemMessage, UserMessage, decode_message, encode_message
 from triops.runtime.errors import Conflict, NotFound
+from triops.runtime.history import Past, window
 from triops.runtime.sessions import CreatedVia, Session, agent_of, is_main
 from triops.runtime.store.db import Db, Row, Value
 
 _FIELDS = msgspec.structs.fields(Session)
 COLUMNS = ", ".join(field.name for field in _FIELDS)
-
-HISTORY_ROWS = 400
-"""Messages read for a turn; more do not fit any prompt worth sending."""
 
 
 class Placed(msgspec.Struct, frozen=True):
@@ -132,14 +130,18 @@ def preview_of(message: Message) -> str | None:
             return None
 
 
-def context(db: Db, sid: int, *, before: int) -> list[str]:
-    """The stored JSON of the messages that a turn may show its model: since the last reset, below seq `before`."""
+def past(db: Db, session: Session, *, before: int, known: Past | None = None) -> Past:
+    """What a turn may show its model of what stands below seq `before`; only what `known` lacks is read."""
+    start = window(before, session.reset_seq)
+    if known is None or (known.session_id, known.start) != (session.session_id, start):
+        known = Past(session_id=session.session_id, start=start, end=start)
+    if known.end == before - 1:
+        return known
     rows = db.execute(
-        "SELECT body FROM messages WHERE sid = ?1 AND seq < ?2"
-        " AND seq > (SELECT reset_seq FROM sessions WHERE sid = ?1) ORDER BY seq DESC LIMIT ?3",
-        (sid, before, HISTORY_ROWS),
+        "SELECT body FROM messages WHERE sid = ? AND seq > ? AND seq < ? ORDER BY seq",
+        (session.sid, known.end, before),
     ).fetchall()
-    return [row[0] for row in reversed(rows)]
+    return known.grown(before - 1, [body for (body,) in rows])
 
 
 class Page(msgspec.Struct, frozen=True):

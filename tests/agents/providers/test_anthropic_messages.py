@@ -10,6 +10,7 @@ from triops.agents.errors import ProviderError
 from triops.agents.messages import Text, Thinking, ToolCall, Usage
 from triops.agents.model import TextDelta, ThinkingDelta, ToolCallDelta
 from triops.agents.providers.anthropic_messages import MESSAGES, encode_request
+from triops.agents.providers.memo import Memo
 
 SAVED = json.loads((Path(__file__).parent / "data" / "messages_request.json").read_text())
 
@@ -54,12 +55,12 @@ def text(words: str) -> list[dict[str, Any]]:
 
 
 def test_a_request_is_mapped_as_saved(conversation):
-    assert json.loads(encode_request(conversation, "http://127.0.0.1/v1")) == SAVED
+    assert json.loads(encode_request(conversation, "http://127.0.0.1/v1", Memo())) == SAVED
 
 
 def test_only_the_vendors_endpoint_gets_cache_marks(conversation):
     mark = {"type": "ephemeral"}
-    body = json.loads(encode_request(conversation, "https://api.anthropic.com"))
+    body = json.loads(encode_request(conversation, "https://api.anthropic.com", Memo()))
     assert body["system"] == [{"type": "text", "text": "Be brief.", "cache_control": mark}]
     assert body["messages"][-1]["content"][-1]["cache_control"] == mark
     assert json.dumps(body).count("cache_control") == 2
@@ -67,7 +68,7 @@ def test_only_the_vendors_endpoint_gets_cache_marks(conversation):
 
 
 def test_no_system_no_tools_no_temperature_are_left_out(ask):
-    assert json.loads(encode_request(ask(system=""), "https://api.anthropic.com")).keys() == {
+    assert json.loads(encode_request(ask(system=""), "https://api.anthropic.com", Memo())).keys() == {
         "model",
         "max_tokens",
         "stream",

@@ -11,6 +11,7 @@ from triops.agents.errors import ProviderError
 from triops.agents.messages import Cost, Text, Thinking, ToolCall, Usage, UserMessage
 from triops.agents.model import Compat, Done, TextDelta, ThinkingDelta, ToolCallDelta
 from triops.agents.providers.draft import INVALID_ARGUMENTS
+from triops.agents.providers.memo import Memo
 from triops.agents.providers.openai_completions import COMPLETIONS, encode_request
 
 SAVED = json.loads((Path(__file__).parent / "data" / "completions_request.json").read_text())
@@ -32,7 +33,7 @@ def fragment(arguments: Any = None, **fields: Any) -> dict[str, Any]:
 
 
 def test_a_request_is_mapped_as_saved(conversation):
-    assert json.loads(encode_request(conversation, "")) == SAVED
+    assert json.loads(encode_request(conversation, "", Memo())) == SAVED
 
 
 def test_compat_says_what_an_endpoint_does_not_take(conversation):
@@ -46,7 +47,7 @@ def test_compat_says_what_an_endpoint_does_not_take(conversation):
         max_tokens_field="max_completion_tokens",
     )
     model = msgspec.structs.replace(conversation.model, compat=compat, input=("text",))
-    body = json.loads(encode_request(msgspec.structs.replace(conversation, model=model), ""))
+    body = json.loads(encode_request(msgspec.structs.replace(conversation, model=model), "", Memo()))
     assert not {"tools", "stream_options", "temperature", "max_tokens"} & body.keys()
     assert body["store"] is False and body["max_completion_tokens"] == 1000
     assert body["messages"][0] == {"role": "developer", "content": "Be brief."}
@@ -58,16 +59,16 @@ def test_compat_says_what_an_endpoint_does_not_take(conversation):
 def test_a_reply_is_limited_to_what_fits(ask, asked, window, limit):
     request = ask(max_tokens=asked)
     request = msgspec.structs.replace(request, model=msgspec.structs.replace(request.model, context_window=window))
-    assert json.loads(encode_request(request, ""))["max_tokens"] == limit
+    assert json.loads(encode_request(request, "", Memo()))["max_tokens"] == limit
 
 
 def test_an_image_of_the_last_tool_result_reaches_the_model(conversation):
     request = msgspec.structs.replace(conversation, messages=conversation.messages[:4])
-    assert json.loads(encode_request(request, ""))["messages"][-1]["content"][0]["type"] == "image_url"
+    assert json.loads(encode_request(request, "", Memo()))["messages"][-1]["content"][0]["type"] == "image_url"
 
 
 def test_an_empty_message_is_left_out(ask):
-    body = json.loads(encode_request(ask(messages=[UserMessage("", 1), UserMessage((Text("x"),), 2)]), ""))
+    body = json.loads(encode_request(ask(messages=[UserMessage("", 1), UserMessage((Text("x"),), 2)]), "", Memo()))
     assert body["messages"][1:] == [{"role": "user", "content": "x"}]
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from triops.agents.errors import ProviderError
 from triops.agents.messages import AssistantMessage, Text, Thinking, ToolCall, Usage
 from triops.agents.model import TextDelta, ThinkingDelta
+from triops.agents.providers.memo import Memo
 from triops.agents.providers.openai_responses import RESPONSES, encode_request
 
 SAVED = json.loads((Path(__file__).parent / "data" / "responses_request.json").read_text())
@@ -33,7 +34,7 @@ TEXT = event("output_text.delta", delta="x")
 
 
 def test_a_request_is_mapped_as_saved(conversation):
-    assert json.loads(encode_request(conversation, "")) == SAVED
+    assert json.loads(encode_request(conversation, "", Memo())) == SAVED
 
 
 def test_reasoning_is_asked_for_and_goes_back_as_it_came(conversation, parse):
@@ -41,7 +42,9 @@ def test_reasoning_is_asked_for_and_goes_back_as_it_came(conversation, parse):
     thought = parse(RESPONSES, stream)[-1].message.content[0]
     model = msgspec.structs.replace(conversation.model, reasoning=True)
     message = AssistantMessage((thought,), 1, provider="mock")
-    body = json.loads(encode_request(msgspec.structs.replace(conversation, model=model, messages=[message]), ""))
+    body = json.loads(
+        encode_request(msgspec.structs.replace(conversation, model=model, messages=[message]), "", Memo())
+    )
     assert body["input"] == [REASONING] and body["include"] == ["reasoning.encrypted_content"]
 
 

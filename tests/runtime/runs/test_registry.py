@@ -8,6 +8,7 @@ import trio.testing
 from triops.agents.messages import UserMessage
 from triops.runtime.bus import Bus
 from triops.runtime.events import RunDelta, RunEnded, RunStarted, RuntimeEvent
+from triops.runtime.history import Past
 from triops.runtime.logs import Log, Record
 from triops.runtime.runs.registry import Registry, RegistryStatistics, Run
 from triops.runtime.runs.state import RunState, Submission, Terminal
@@ -258,7 +259,7 @@ async def test_runs_of_a_session_come_oldest_first(place: Place) -> None:
 
 
 def _begin(run: Run) -> None:
-    run.begin(run.session, 1, ())
+    run.begin(run.session, 1, Past(session_id="", start=0, end=0))
 
 
 def _nothing(run: Run) -> None:
@@ -278,7 +279,7 @@ async def test_a_run_is_stopped_once(place: Place, before: Callable[[Run], None]
 async def test_a_run_that_was_stopped_before_it_has_its_place_is_still_stopped_then(place: Place) -> None:
     run = place.run()
     run.stop("rpc")
-    run.begin(run.session, 1, ())
+    run.begin(run.session, 1, Past(session_id="", start=0, end=0))
     assert run.begun
     assert run.scope.cancel_called
 

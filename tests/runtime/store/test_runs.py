@@ -65,7 +65,8 @@ def test_a_run_that_starts_has_its_place_and_what_came_before_it(db: Db) -> None
     second = accept(db, "b", start=True)
     assert second.state is RunState.RUNNING
     assert second.placed is not None and second.placed.seq == 3
-    assert ["say a" in body for body in second.history] == [True, False]
+    assert second.past is not None
+    assert ["say a" in str(message.content) for message in second.past.followed_by(())[0]] == [True, False]
     assert words(db) == ["say a", "yes", "say b"]
     assert sessions.require(db, MAIN_KEY).status == "running"
 
@@ -119,8 +120,8 @@ def test_a_spawned_run_makes_its_session_with_its_parent(db: Db) -> None:
 
 def test_a_run_is_claimed_once(db: Db) -> None:
     sid = accept(db, "a").session.sid
-    _, placed, history = runs.claim(db, submission("a"), sid, NOW)
-    assert (placed.seq, placed.run_id, list(history)) == (1, "a", [])
+    _, placed, past = runs.claim(db, submission("a"), sid, NOW)
+    assert (placed.seq, placed.run_id, past.end) == (1, "a", 0)
     assert found(db, "a").state is RunState.RUNNING
     with pytest.raises(AssertionError, match="not queued"):
         runs.claim(db, submission("a"), sid, NOW)

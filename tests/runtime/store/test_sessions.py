@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 
 from triops.agents.messages import AssistantMessage, Message, SystemMessage, Text, ToolResultMessage, UserMessage
-from triops.agents.messages import decode_message as decode
 from triops.runtime.errors import Conflict, NotFound
+from triops.runtime.history import STEP, WINDOW, Past
 from triops.runtime.sessions import MAIN_KEY, Session
 from triops.runtime.store import sessions
 from triops.runtime.store.db import Db
-from triops.runtime.store.sessions import HISTORY_ROWS, SessionFilter
+from triops.runtime.store.sessions import SessionFilter
 from triops.runtime.testing import open_inline_store
 
 NOW = 1_800_000_000_000
@@ -147,25 +147,47 @@ def test_a_transcript_is_read_from_its_end_in_pages(db: Db) -> None:
     assert sessions.transcript(db, "agent:main:none", limit=4) == sessions.Page(None, [], 0, False)
 
 
+def said(past: Past) -> list[object]:
+    return [message.content for message in past.followed_by(())[0]]
+
+
 def test_a_reset_keeps_the_transcript_and_empties_the_context(db: Db) -> None:
     before = say(db, "old", "older")
     fresh = sessions.reset(db, MAIN_KEY, NOW + 5)
     assert (fresh.session_id, fresh.reset_seq, fresh.updated_at) == (before.session_id, 3, NOW + 5)
     assert fresh.lifecycle_revision != before.lifecycle_revision
-    assert sessions.context(db, fresh.sid, before=4) == []
+    known = sessions.past(db, before, before=3)
+    assert said(known) == ["old", "older"]
+    assert said(sessions.past(db, fresh, before=4, known=known)) == []
     say(db, "new")
-    assert [decode(body).content for body in sessions.context(db, fresh.sid, before=5)] == ["new"]
+    assert said(sessions.past(db, fresh, before=5, known=known)) == ["new"]
     shown = sessions.transcript(db, MAIN_KEY, limit=9)
     assert (texts(shown), shown.total, shown.has_more) == (["Reset", "new"], 2, False)
     assert sessions.transcript(db, MAIN_KEY, limit=1).has_more
     assert texts(sessions.transcript(db, MAIN_KEY, limit=9, whole=True)) == ["old", "older", "Reset", "new"]
 
 
-def test_the_context_is_the_newest_that_a_prompt_may_hold_in_order(db: Db) -> None:
-    session = say(db, *(str(number) for number in range(HISTORY_ROWS + 10)))
-    bodies = sessions.context(db, session.sid, before=HISTORY_ROWS + 9)
-    assert len(bodies) == HISTORY_ROWS
-    assert [decode(body).content for body in (bodies[0], bodies[-1])] == ["8", str(HISTORY_ROWS + 7)]
+def test_a_turn_looks_back_a_window_that_moves_by_steps(db: Db) -> None:
+    session = say(db, *(str(number) for number in range(1, WINDOW + STEP + 60)))
+    assert said(sessions.past(db, session, before=WINDOW + STEP))[0] == "1"
+    moved = said(sessions.past(db, session, before=WINDOW + STEP + 1))
+    assert (moved[0], moved[-1]) == (str(STEP + 1), str(WINDOW + STEP))
+    assert said(sessions.past(db, session, before=WINDOW + STEP + 50))[0] == str(STEP + 1)
+
+
+def test_only_what_is_not_known_is_read(db: Db) -> None:
+    session = say(db, "one", "two")
+    known = sessions.past(db, session, before=3)
+    db.execute("UPDATE messages SET body = 'no JSON' WHERE seq < 3")
+    assert sessions.past(db, session, before=3, known=known) is known
+    say(db, "three")
+    assert said(sessions.past(db, session, before=4, known=known)) == ["one", "two", "three"]
+
+
+def test_what_is_known_of_another_transcript_is_not_taken(db: Db) -> None:
+    session, other = say(db, "one"), say(db, "elsewhere", key=OTHER)
+    known = sessions.past(db, other, before=2)
+    assert said(sessions.past(db, session, before=2, known=known)) == ["one"]
 
 
 def test_a_message_without_a_run_is_appended(db: Db) -> None:

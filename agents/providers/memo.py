@@ -1,0 +1,63 @@
+"""The conversation as a wire format says it, and what was said before encoded only once. Knows no format."""
+
+from collections.abc import Callable, Sequence
+from operator import is_
+from typing import Any, cast
+
+import msgspec
+
+from triops.agents.kept import Kept
+from triops.agents.messages import AssistantMessage, Message
+from triops.agents.model import ModelInfo, ModelRequest
+
+LIMIT = 4 << 20
+"""Bytes of JSON that a provider's memo holds."""
+
+Encode = Callable[[Sequence[Message], ModelInfo], list[Any]]
+"""Messages to what stands for them in a request; neighbours of one role may become one."""
+
+_encode_json = msgspec.json.Encoder().encode
+
+
+class _Said(msgspec.Struct, frozen=True):
+    messages: Sequence[Message]
+    model: ModelInfo
+    turns: list[msgspec.Raw]
+
+
+class Memo:
+    """By session, what the last request said up to its last reply. A turn adds a few messages to hundreds."""
+
+    def __init__(self) -> None:
+        self._kept = Kept[_Said](LIMIT)
+
+    def turns(self, request: ModelRequest, encode: Encode) -> list[Any]:
+        """The same as `encode(request.messages, request.model)`."""
+        messages, model = request.messages, request.model
+        said, start = list[msgspec.Raw](), 0
+        before = self._kept.get(request.session_id)
+        if (
+            before is not None
+            and before.model is model
+            and len(before.messages) < len(messages)
+            and all(map(is_, before.messages, messages))
+        ):
+            said, start = before.turns, len(before.messages)
+        last = next((at for at in range(len(messages) - 1, start, -1) if _is_reply(messages[at])), start)
+        new, rest = encode(messages[start:last], model), encode(messages[last:], model)
+        if new and rest and _role(new[-1]) == _role(rest[0]) is not None:
+            return [*said, *encode(messages[start:], model)]  # the two would have become one
+        if new and rest and request.session_id:
+            said = [*said, *(msgspec.Raw(_encode_json(turn)) for turn in new)]
+            kept = _Said(messages[:last], model, said)
+            self._kept.keep(request.session_id, kept, sum(map(len, cast("list[bytes]", said))))
+            new = []
+        return [*said, *new, *rest]
+
+
+def _is_reply(message: Message) -> bool:
+    return isinstance(message, AssistantMessage)
+
+
+def _role(turn: Any) -> Any:
+    return cast("dict[str, Any]", turn).get("role") if isinstance(turn, dict) else None

@@ -1,0 +1,85 @@
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from triops.agents.messages import (
+    AssistantMessage,
+    Image,
+    Message,
+    SystemMessage,
+    Text,
+    Thinking,
+    ToolCall,
+    ToolResultMessage,
+    UserMessage,
+)
+from triops.agents.model import ModelInfo, ModelRef, ModelRequest
+from triops.agents.providers.anthropic_messages import MESSAGES as ANTHROPIC
+from triops.agents.providers.memo import Memo
+from triops.agents.providers.openai_completions import COMPLETIONS
+from triops.agents.providers.openai_responses import RESPONSES
+from triops.agents.providers.wire import Dialect
+
+INFO = ModelInfo(ref=ModelRef("p", "m"), input=("text", "image"))
+SAID = st.one_of(
+    st.just(UserMessage("hello", 1)),
+    st.just(UserMessage("", 1)),
+    st.just(SystemMessage("ding", 1)),
+    st.just(AssistantMessage((), 2)),
+    st.just(AssistantMessage((Text("so"),), 2)),
+    st.just(
+        AssistantMessage((Thinking("hm", '{"type":"reasoning"}'), ToolCall("a", "read", {"b": 1})), 2, provider="p")
+    ),
+    st.just(ToolResultMessage("a", "read", (Text("it"), Image("QUJD", "image/png")), 3)),
+)
+
+
+@pytest.mark.parametrize("dialect", [COMPLETIONS, ANTHROPIC, RESPONSES], ids=lambda dialect: dialect.api)
+@given(data=st.data())
+def test_what_was_said_before_is_encoded_as_it_would_be_anew(dialect: Dialect, data: st.DataObject) -> None:
+    memo, messages = Memo(), list[Message]()
+    for _ in range(data.draw(st.integers(1, 4))):
+        drop = data.draw(st.integers(0, 2)) if data.draw(st.booleans()) else 0
+        messages = [*messages[drop:], *data.draw(st.lists(SAID, min_size=1, max_size=4))]
+        request = ModelRequest(model=INFO, system="", messages=tuple(messages), session_id="s")
+        for base_url in ("http://x", "https://api.anthropic.com"):
+            assert dialect.encode(request, base_url, memo) == dialect.encode(request, base_url, Memo())
+
+
+def counting() -> tuple[list[int], Callable[[Sequence[Message], ModelInfo], list[Any]]]:
+    counts: list[int] = []
+
+    def encode(messages: Sequence[Message], model: ModelInfo) -> list[Any]:
+        counts.append(len(messages))
+        return [{"role": type(message).__name__} for message in messages]
+
+    return counts, encode
+
+
+def request(messages: Sequence[Message], *, session: str = "s", model: ModelInfo = INFO) -> ModelRequest:
+    return ModelRequest(model=model, system="", messages=tuple(messages), session_id=session)
+
+
+def test_a_turn_encodes_what_is_new() -> None:
+    counts, encode = counting()
+    memo, said = Memo(), list[Message]()
+    for _ in range(50):
+        said = [*said, AssistantMessage((Text("so"),), 2), UserMessage("hello", 1)]
+        counts.clear()
+        memo.turns(request(said), encode)
+    assert sum(counts) == 4
+
+
+@pytest.mark.parametrize("other", [{"session": "t"}, {"model": msgspec.structs.replace(INFO)}, {"session": ""}])
+def test_another_session_or_model_begins_with_nothing(other: dict[str, Any]) -> None:
+    counts, encode = counting()
+    memo = Memo()
+    said = [UserMessage("hello", 1), AssistantMessage((Text("so"),), 2), UserMessage("hello", 1)]
+    memo.turns(request(said), encode)
+    counts.clear()
+    memo.turns(request(said, **other), encode)
+    assert sum(counts) == 3
