@@ -212,7 +212,7 @@ class Fanout:
 
     def _ended(self, event: RunEnded) -> None:
         run, terminal = event.run, event.terminal
-        if terminal.state is not RunState.MERGED:
+        if terminal.state is not RunState.MERGED and run.source != "command":
             end = wire.lifecycle_end(run, event.seq, terminal)
             self._catch_up(run)
             asking = [c for c in self._listeners(run) if c.turn_phases]

@@ -6,7 +6,7 @@ import msgspec
 
 from triops.gateway import wire
 from triops.gateway.errors import WireError
-from triops.gateway.handlers import intake
+from triops.gateway.handlers import commands, intake
 from triops.gateway.methods import Call, method
 from triops.gateway.rows import session_defaults, session_row
 from triops.gateway.schema.chat import ChatAbort, ChatHistory, ChatSend
@@ -22,21 +22,24 @@ HISTORY_BYTES = 6 * 1024 * 1024
 async def chat_send(call: Call, params: ChatSend) -> Any:
     """Accept a message; the reply comes as events, or over HTTP with `?wait=final` as the answer."""
     key = intake.session_key(call, params.session_key, params.agent_id)
-    if params.message.strip() == "/stop" and not params.suppress_command_interpretation:
+    command = None if params.suppress_command_interpretation else commands.parse(params.message)
+    if command is not None and command.name == "stop":
         return _abort(call, key, None)
     message = intake.user_message(call, params.message, params.attachments, params.idempotency_key)
-    return await intake.start_chat(
+    wanted = intake.submission(
         call,
-        intake.submission(
-            call,
-            key=key,
-            spelled=params.session_key,
-            run_id=params.idempotency_key,
-            message=message,
-            queue_mode=params.queue_mode,
-            deadline=params.timeout_ms / 1000 if params.timeout_ms else None,
-        ),
+        key=key,
+        spelled=params.session_key,
+        run_id=params.idempotency_key,
+        message=message,
+        source="command" if command is not None else "chat",
+        queue_mode=params.queue_mode,
+        deadline=params.timeout_ms / 1000 if params.timeout_ms else None,
     )
+    if command is None:
+        return await intake.start_chat(call, wanted)
+    known = await call.services.runtime.runs.find(wanted.run_id)  # what comes again does nothing again
+    return await intake.start_chat(call, wanted, answer="" if known else await commands.answer(call, key, command))
 
 
 @method("chat.abort", scope="operator.write")

@@ -3,6 +3,7 @@
 import base64
 import binascii
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import trio
@@ -107,14 +108,15 @@ def submission(
     )
 
 
-async def start_chat(call: Call, wanted: Submission) -> Any:
-    """Have a chat run accepted and answer with its ack, before any of its events.
+async def start_chat(call: Call, wanted: Submission, *, answer: str | None = None) -> Any:
+    """Have a chat run accepted and answer with its ack, before any of its events. With `answer` it is over with that.
 
     Over HTTP with `?wait=final` the answer is the end of the run, and a caller that leaves stops it.
     """
     runs = call.services.runtime.runs
+    submit = runs.submit if answer is None else partial(runs.answer, text=answer)
     if call.final:
-        accepted = await runs.submit(wanted)
+        accepted = await submit(wanted)
         return await _final(call, wanted, accepted)
 
     def acknowledge(accepted: Accepted) -> None:
@@ -123,7 +125,7 @@ async def start_chat(call: Call, wanted: Submission) -> Any:
         if again is not None and call.subscriber is not None:
             call.services.fanout.repeat(call.subscriber.id, run_info(wanted, accepted), again)
 
-    await runs.submit(wanted, acknowledge=acknowledge)
+    await submit(wanted, acknowledge=acknowledge)
     return ANSWERED
 
 

@@ -128,8 +128,18 @@ async def sessions_send(call: Call, params: SessionsSend) -> Any:
 @method("sessions.reset", scope="operator.admin")
 async def sessions_reset(call: Call, params: SessionsReset) -> dict[str, Any]:
     """Begin afresh in the same session: its runs stop, its transcript stays, the model forgets it."""
-    runtime = call.services.runtime
     key = intake.session_key(call, params.key, params.agent_id)
+    session = await begin_afresh(call, key, params.reason, expected_session_id=params.expected_session_id)
+    return {"ok": True, "key": key, "entry": _entry(session), "resolved": _resolved(call)}
+
+
+async def begin_afresh(call: Call, key: str, reason: str, *, expected_session_id: str | None = None) -> Session:
+    """Stop a session's runs, and begin its transcript anew.
+
+    Raises:
+        Conflict: the session is another one than expected.
+    """
+    runtime = call.services.runtime
     for run in runtime.runs.open_runs(key):
         runtime.runs.abort(run, "reset")
     for run in runtime.runs.open_runs(key):
@@ -138,13 +148,13 @@ async def sessions_reset(call: Call, params: SessionsReset) -> dict[str, Any]:
 
     def reset(db: stored.Db) -> Session:
         before = stored.find(db, key)
-        if params.expected_session_id and (before is None or before.session_id != params.expected_session_id):
+        if expected_session_id and (before is None or before.session_id != expected_session_id):
             raise Conflict(f"session {key} is another one by now", details={"reason": "session-changed"})
         return stored.reset(db, key, now)
 
     session = await runtime.store.write(reset)
-    runtime.runs.changed(session, reason=params.reason)
-    return {"ok": True, "key": key, "entry": _entry(session), "resolved": _resolved(call)}
+    runtime.runs.changed(session, reason=reason)
+    return session
 
 
 @method("sessions.subscribe", scope="operator.read")

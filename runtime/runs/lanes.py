@@ -122,7 +122,7 @@ class Lanes:
     def slots_for(self, submission: Submission) -> trio.CapacityLimiter:
         """The slots that runs of this class share."""
         match submission.source:
-            case "chat" | "agent":
+            case "chat" | "agent" | "command":  # the last one only when its key comes again
                 return self._limits["main"]
             case "cron" | "heartbeat" | "wake":
                 return self._limits["cron"]

@@ -20,7 +20,7 @@ import msgspec
 
 from triops.agents.messages import AssistantMessage, SystemMessage, UserMessage
 
-Source = Literal["chat", "agent", "cron", "heartbeat", "wake", "spawn", "tool"]
+Source = Literal["chat", "agent", "command", "cron", "heartbeat", "wake", "spawn", "tool"]
 QueueMode = Literal["steer", "followup", "collect", "interrupt"]
 
 

@@ -12,7 +12,7 @@ import msgspec
 import trio
 
 from triops.agents.kept import Kept
-from triops.agents.messages import SystemMessage
+from triops.agents.messages import AssistantMessage, SystemMessage, Text
 from triops.runtime.boundaries import contain
 from triops.runtime.bus import Bus
 from triops.runtime.clock import Clock
@@ -22,7 +22,7 @@ from triops.runtime.history import KEPT, Past
 from triops.runtime.logs import Log
 from triops.runtime.runs.lanes import Lane, Lanes, LaneStatistics
 from triops.runtime.runs.registry import Registry, RegistryStatistics, Run, info_of
-from triops.runtime.runs.state import Accepted, Submission, Terminal
+from triops.runtime.runs.state import Accepted, RunState, Submission, Terminal
 from triops.runtime.runs.worker import Turn, Worker, announce, settled
 from triops.runtime.sessions import Session
 from triops.runtime.store import runs as stored_runs
@@ -172,6 +172,25 @@ class Supervisor:
             lane.queue.remove(run)
             self._tasks.start_soon(self._worker.drop, run, name=f"drop {run.id}")
         return True
+
+    async def answer(self, submission: Submission, text: str, *, acknowledge: Acknowledge | None = None) -> Accepted:
+        """Have a run accepted that is over already: `text` is its reply, and neither lane nor model has a part in it.
+
+        Acknowledges and raises as `submit`; a key that is known is told how its run stands, whatever `text` says.
+        """
+        if self._lanes.closed:
+            raise _stopping()
+        request, now = _Request(submission, acknowledge), self._clock()
+        message = AssistantMessage((Text(text),), now, provider="openclaw", model="gateway-injected")
+        terminal = Terminal(state=RunState.FINAL, stop_reason="stop", text=text, message=message, ended_at=now)
+
+        def on_disk(acceptance: Acceptance) -> None:
+            self._acknowledge(request, acceptance)
+            if acceptance.fresh:
+                self._bus.publish(RunEnded(info_of(submission, acceptance.session), 1, now, terminal))
+
+        await self._store.write(lambda db: stored_runs.answer(db, submission, terminal, now), then=on_disk)
+        return request.outcome.unwrap()
 
     async def append(self, session_key: str, message: SystemMessage) -> None:
         """Put a visible system message into a session, without a run. Cancelled: it may stand there all the same.

@@ -72,6 +72,23 @@ def accept(db: Db, submission: Submission, now: int, *, start: bool, known: Past
         Conflict: the key stands for other input.
         NotFound: the session must exist, and does not.
     """
+    state = RunState.RUNNING if start else RunState.QUEUED
+    accepted = _accept(db, submission, now, state)
+    if not (start and accepted.fresh):
+        return accepted
+    session, placed, past = _begin(db, submission, accepted.session.sid, now, known)
+    return msgspec.structs.replace(accepted, session=session, placed=placed, past=past)
+
+
+def answer(db: Db, submission: Submission, terminal: Terminal, now: int) -> Acceptance:
+    """A run that is over as it comes; nothing of it stands in the transcript. Raises as `accept`."""
+    accepted = _accept(db, submission, now, RunState.QUEUED)
+    if accepted.fresh:
+        _end(db, submission.run_id, terminal)
+    return accepted
+
+
+def _accept(db: Db, submission: Submission, now: int, state: RunState) -> Acceptance:
     row = db.execute(
         "SELECT digest, state, accepted_at, message_seq FROM runs WHERE id = ?", (submission.run_id,)
     ).fetchone()
@@ -102,7 +119,6 @@ def accept(db: Db, submission: Submission, now: int, *, start: bool, known: Past
         spawned_by=submission.spawned_by,
         spawn_depth=submission.spawn_depth,
     )
-    state = RunState.RUNNING if start else RunState.QUEUED
     db.execute(
         "INSERT INTO runs (id, sid, state, source, submission, digest, accepted_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
         (
@@ -115,10 +131,7 @@ def accept(db: Db, submission: Submission, now: int, *, start: bool, known: Past
             now,
         ),
     )
-    if not start:
-        return Acceptance(session=session, fresh=True, state=state, accepted_at=now)
-    session, placed, past = _begin(db, submission, session.sid, now, known)
-    return Acceptance(session=session, fresh=True, state=state, accepted_at=now, placed=placed, past=past)
+    return Acceptance(session=session, fresh=True, state=state, accepted_at=now)
 
 
 def claim(

@@ -228,6 +228,13 @@ def reset(db: Db, key: str, now: int) -> Session:
     return require(db, key)
 
 
+def choose_model(db: Db, key: str, model: str | None, now: int) -> Session:
+    """The session's own model from now on; None: the agent's."""
+    session = ensure(db, key, now)
+    db.execute("UPDATE sessions SET model = ?, updated_at = ? WHERE sid = ?", (model, now, session.sid))
+    return require(db, key)
+
+
 def append(
     db: Db, key: str, message: Message, now: int, *, created_via: CreatedVia = "internal"
 ) -> tuple[Session, Placed]:

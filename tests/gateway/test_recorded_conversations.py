@@ -1,5 +1,6 @@
 """Conversations with a real gateway, had again with ours at the recorded moments: each answer says the same, and each
-client hears the same of each run, in the same order; or it stands here why not.
+client hears the same of each run, in the same order; or it stands here why not. (In `chat_queue` the second message of
+each pair comes a second after the first, while that one is answered; the recorded gateway took that long to begin.)
 
 `recordings/conversations.jsonl` is what was asked, the lasting part of each answer, and what each connection heard (of
 the text and its pieces one word).
@@ -47,11 +48,18 @@ DIFFERENT: dict[str, list[tuple[Callable[[Line], bool], list[Any]]]] = {
     "sessions": [(lambda line: line["method"] == "sessions.send", [{"ok": True, "payload": {}}])],
 }
 
+WHOLE = ["agent lifecycle start", "text", "agent lifecycle end", "chat final"]
+OWN_TURN = dict.fromkeys(
+    ("k-2c740-1494245994", "k-2c740-1497350213", "k-2c740-1500683906", "k-2c740-1503782619"), WHOLE
+)
+"""A message sent during a run has its own run and final, where the recorded gateway drew another id for it, or let the
+run before it answer (which ours does between two steps of a run; these have one)."""
+
 
 def mended(order: list[str]) -> list[str]:
     """What a run should have sounded like: its end, then one terminal event, and nothing after it."""
     terminal = next((word for word in order if word in OVER), None)
-    if terminal is None:
+    if terminal is None or order == ["chat final"]:  # a command, or a message that another run took in
         return order
     end = "agent lifecycle error" if terminal == "chat error" else "agent lifecycle end"
     text = ["text"] if "text" in order and terminal != "chat error" else []  # the text was the other gateway's apology
@@ -129,10 +137,11 @@ async def test_a_recorded_conversation_goes_the_same_way(
     for line in replay.heard:
         client = replay.clients[line["conn"]]
         ours, own = heard(client), set(line["runs"])
-        assert {run: mended(order) for run, order in line["runs"].items() if run in ours} == {
+        assert {run: OWN_TURN.get(run) or mended(order) for run, order in line["runs"].items() if run in ours} == {
             run: order for run, order in ours.items() if run in own
         }
-        assert own <= set(ours) or name == "sessions", (line["conn"], own - set(ours))  # one run's id was drawn
+        # Ids of runs that the recorded gateway drew are not known here.
+        assert own <= set(ours) or name in ("sessions", "chat_queue"), (line["conn"], own - set(ours))
         told = {frame["event"] for frame in client.frames if frame["type"] == "event"}
         assert told & {"session.message", "sessions.changed"} >= set(line["events"])
         assert set(line["events"]) or not told & {"session.message", "sessions.changed"}

@@ -900,3 +900,40 @@ async def test_a_steering_message_that_waited_at_a_kill_gets_its_turn(stage: Sta
     stage.act = stage.echo
     async with stage.life() as life:
         assert (await life.runs.wait("r2")).text == "re: r2"
+
+
+# -- what is over as it comes ------------------------------------------------------------------------------------------
+
+
+async def test_an_answer_is_acknowledged_then_told_once_and_again_to_who_asks_again(
+    stage: Stage, autojump_clock: MockClock
+) -> None:
+    async with stage.life() as life:
+        order: list[str] = []
+        with life.bus.subscribe(lambda event: order.append(type(event).__name__)):
+            for text in ("words", "other words"):
+                accepted = await life.runs.answer(
+                    submission("r1"), text, acknowledge=lambda accepted: order.append(f"ack {accepted.replay}")
+                )
+                assert accepted.terminal is None or accepted.terminal.text == "words"
+        assert order == ["ack False", "RunEnded", "ack True"]
+        assert (await life.runs.wait("r1")).text == "words"
+
+
+async def test_an_answer_that_the_disk_refuses_was_never_given(stage: Stage, autojump_clock: MockClock) -> None:
+    async with stage.life() as life:
+        told: list[object] = []
+        life.store.refuse(1)
+        with life.bus.subscribe(told.append):
+            with pytest.raises(Unavailable):
+                await life.runs.answer(submission("r1"), "words", acknowledge=told.append)
+            assert told == []
+            await life.runs.answer(submission("r1"), "words")
+        assert len(told) == 1
+
+
+async def test_who_stops_answers_nothing_more(stage: Stage, autojump_clock: MockClock) -> None:
+    async with stage.life() as life:
+        await life.runs.drain(1)
+        with pytest.raises(Unavailable, match="stopping"):
+            await life.runs.answer(submission("r1"), "words")

@@ -2,6 +2,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from triops.agents.messages import AssistantMessage, Message, SystemMessage, Text, Usage, UserMessage
@@ -113,6 +114,16 @@ def test_a_spawned_run_makes_its_session_with_its_parent(db: Db) -> None:
         1,
         "work",
     )
+
+
+def test_an_answer_is_over_as_it_comes_and_once(db: Db) -> None:
+    answered = runs.answer(db, submission("a"), FINAL, NOW)
+    assert (answered.fresh, answered.placed, answered.session.last_seq) == (True, None, 0)
+    assert (found(db, "a").state, found(db, "a").terminal) == (RunState.FINAL, FINAL)
+    again = runs.answer(db, submission("a"), msgspec.structs.replace(FINAL, text="other"), NOW + 1)
+    assert (again.fresh, again.terminal) == (False, FINAL)
+    with pytest.raises(Conflict):
+        runs.answer(db, submission("a", "other words"), FINAL, NOW)
 
 
 # -- its way -----------------------------------------------------------------------------------------------------------
