@@ -21,6 +21,11 @@ HISTORY_BYTES = 6 * 1024 * 1024
 @method("chat.send", scope="operator.write")
 async def chat_send(call: Call, params: ChatSend) -> Any:
     """Accept a message; the reply comes as events, or over HTTP with `?wait=final` as the answer."""
+    if not params.session_key.strip():  # as recorded: it fits the schema and is refused by a code of its own
+        details = {"code": "SESSION_MUTATION_TARGET_REQUIRED", "method": "chat.send"}
+        raise WireError(
+            "INVALID_REQUEST", "session mutation target is unavailable: sessionKey is empty", details=details
+        )
     key = intake.session_key(call, params.session_key, params.agent_id)
     command = None if params.suppress_command_interpretation else commands.parse(params.message)
     if command is not None and command.name == "stop":

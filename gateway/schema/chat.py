@@ -24,7 +24,7 @@ class Attachment(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class ChatSend(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True, kw_only=True):
-    session_key: Key
+    session_key: Annotated[str, msgspec.Meta(max_length=512)]
     message: str
     idempotency_key: Str1
     agent_id: Str1 | None = None
