@@ -26,7 +26,7 @@ from triops.agents.model import (
 )
 from triops.agents.tool import AnyTool
 from triops.agents.toolbox import Toolbox, output_limit
-from triops.agents.transcript import cut_short
+from triops.agents.transcript import cut_short, joined
 
 MAX_ANSWER = 1 << 20
 """Characters of one answer: twice what models write. One that never stops would fill the memory."""
@@ -146,8 +146,8 @@ async def _ask(
                 if silent and not isinstance(batch[0], RetryNotice):
                     silent = False
                     mark("stream")
-                received.extend(batch)
-                for event in batch:
+                for event in joined(batch):
+                    received.append(event)
                     match event:
                         case TextDelta():
                             size += len(event.text)

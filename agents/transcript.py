@@ -53,6 +53,15 @@ def cut_short(received: Iterable[ProviderEvent], model: ModelInfo, error: BaseEx
     )
 
 
+def joined(batch: Iterable[ProviderEvent]) -> Iterator[ProviderEvent]:
+    """Neighbouring deltas of one kind as one: who listens pays for each event, and a network read may hold hundreds."""
+    for kind, run in groupby(batch, type):
+        if kind is TextDelta or kind is ThinkingDelta:
+            yield kind("".join(delta.text for delta in run if isinstance(delta, TextDelta | ThinkingDelta)))
+        else:
+            yield from run
+
+
 def settle(events: Iterable[TurnEvent]) -> tuple[Message, ...]:
     """The messages that a turn left behind, from the events that it emitted since its last save.
 

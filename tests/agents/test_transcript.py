@@ -24,6 +24,7 @@ from triops.agents.transcript import (
     cut_short,
     estimate,
     fit,
+    joined,
     pair,
     settle,
     text_tokens,
@@ -202,3 +203,12 @@ def test_a_message_cut_short_has_its_blocks_but_no_unfinished_call():
     assert message.content == (Thinking("ab"), Text("cd"))
     assert (message.stop_reason, message.error_message, message.timestamp) == ("aborted", "", 9)
     assert cut_short((), model, ValueError("why"), 9).error_message == "why"
+
+
+# -- batches -----------------------------------------------------------------------------------------------------------
+
+
+def test_neighbouring_deltas_of_a_batch_are_one_event_and_the_others_stay():
+    call = ToolCallDelta("c", "read", "{")
+    batch = [TextDelta("a"), TextDelta("b"), ThinkingDelta("c"), TextDelta("d"), call, call]
+    assert list(joined(batch)) == [TextDelta("ab"), ThinkingDelta("c"), TextDelta("d"), call, call]
