@@ -48,10 +48,12 @@ class ProviderError(Exception):
 
 
 class ContextOverflow(ProviderError):
-    """The request does not fit the model's context; compaction may help, the same request will not."""
+    """The request does not fit the model's context; a smaller one may, the same one will not."""
 
-    def __init__(self, message: str, *, status: int | None = None, detail: str = "") -> None:
+    def __init__(self, message: str, *, window: int | None = None, status: int | None = None, detail: str = "") -> None:
         super().__init__("context_overflow", message, status=status, detail=detail)
+        self.window = window
+        """Tokens that the model takes, as far as the provider said it."""
 
 
 class ToolError(Exception):

@@ -9,8 +9,9 @@ from typing import Literal, assert_never
 
 import msgspec
 
-from triops.agents.errors import LimitReached, ProviderError
-from triops.agents.events import MessageEnd, MessageStart, Steered, TextChunk, ThinkingChunk, TurnEvent
+from triops.agents.compaction import refit
+from triops.agents.errors import ContextOverflow, LimitReached, ProviderError
+from triops.agents.events import MessageEnd, MessageStart, Steered, TextChunk, ThinkingChunk, TurnEvent, Waiting
 from triops.agents.messages import AssistantMessage, Message, ToolCall, UserMessage
 from triops.agents.model import (
     Done,
@@ -48,6 +49,8 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     """What the model is told of it."""
     max_steps: int = 64
     """Calls of the model."""
+    has_other: bool = False
+    """Another model answers when this one fails."""
 
 
 async def run_turn(
@@ -68,6 +71,8 @@ async def run_turn(
     handed over is saved before it is told as `Steered`. `report` (sync) hears of a tool's own fault, to log it; the
     model hears of it too. `mark` (sync) is told what is waited for: the first token, once the model has the request,
     then the rest of its stream. `now` is milliseconds since the epoch.
+
+    A request that the model refuses as too long is made smaller once and sent again; `messages` stay as they are.
 
     On every way out each start has its end, and `transcript.settle` makes the messages that are not saved yet of
     what was emitted since the last save.
@@ -93,13 +98,24 @@ async def run_turn(
         return bool(taken)
 
     step = 0
+    refitted = False
     while True:
         step += 1
         while arrived := tuple(steer()):
             await save(arrived)
             messages += arrived
             emit(Steered(arrived))
-        reply = await _ask(provider, turn, messages, step, emit, mark, now)
+        try:
+            reply = await _ask(provider, turn, messages, step, emit, mark, now)
+        except ContextOverflow as error:
+            model, smaller = refit(turn.model, turn.system, turn.schemas, messages, error.window)
+            if refitted or (model.max_tokens, smaller) == (turn.model.max_tokens, messages):
+                raise
+            refitted = True
+            words = f"{error}; asked again with {len(smaller)} of {len(messages)} messages"
+            emit(RetryNotice(1, 1, words, 0, error.kind))
+            turn, messages = msgspec.structs.replace(turn, model=model), smaller
+            reply = await _ask(provider, turn, messages, step, emit, mark, now)
         if not reply.tool_calls:
             return reply
         if step >= turn.max_steps:
@@ -133,7 +149,9 @@ async def _ask(
         messages=messages,
         tools=turn.schemas,
         session_id=turn.session_id,
+        has_other=turn.has_other,
         sent=lambda: mark("first_token"),
+        late=lambda words: emit(Waiting(words)),
     )
     received: list[ProviderEvent] = []
     message: AssistantMessage | None = None

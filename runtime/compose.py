@@ -120,7 +120,7 @@ async def open_runtime(
             store = await stack.enter_async_context(open_store(paths.database))
         bus = bus or Bus(log.bind("bus"))
         await stack.enter_async_context(open_tracing(config.diagnostics.otel, bus, clock, log))
-        http = HttpClient()
+        http = HttpClient(patience=config.models.patience_seconds)
         stack.push_async_callback(_close, http)
         if providers is None:
             embedded = await _embedded(stack, paths)

@@ -235,6 +235,9 @@ class ModelsConfig(msgspec.Struct, frozen=True, rename="camel"):
 
     mode: Literal["merge", "replace"] = "merge"
     """`replace`: only what stands here; nothing is discovered."""
+    patience_seconds: Seconds = 20
+    """So long a failed request is tried again before the next model, or the error, has its turn; a silence that lasts
+    longer is told of."""
     providers: dict[str, ProviderConfig] = {}
     """By id, the part of a model reference before the first slash."""
 

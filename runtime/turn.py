@@ -16,6 +16,7 @@ from triops.agents.events import (
     ToolStart,
     ToolUpdate,
     TurnEvent,
+    Waiting,
 )
 from triops.agents.loop import Turn as LoopTurn
 from triops.agents.loop import run_turn
@@ -118,10 +119,12 @@ class Progress:
                 if not result.is_error and call.name not in self.tools:
                     self.tools.append(call.name)
                 self._bus.publish(RunTool(run.info, run.next_seq(), now, "result", call, result))
-            case RetryNotice(attempt, most, reason, _):
+            case RetryNotice(attempt, most, reason, _, kind):
                 run.phases.enter("connect")
-                retry = {"attempt": attempt, "maxAttempts": most, "reason": reason}
-                self.status("starting_model", retry)
+                phase = "preparing_context" if kind == "context_overflow" else "starting_model"
+                self.status(phase, {"attempt": attempt, "maxAttempts": most, "reason": reason, "kind": kind})
+            case Waiting(reason):
+                self.status("starting_model", {"reason": reason})
             case _:
                 pass  # steered messages are told when they are stored
 
@@ -144,12 +147,13 @@ class ChatTurn:
         names, strict = await self._choice()
         for place, name in enumerate(names, 1):
             try:
-                message = await self._ask(desk, await self._resolve(name))
+                message = await self._ask(desk, await self._resolve(name), has_other=place < len(names))
             except (ProviderError, UnknownModel, SilentProvider) as error:
                 if strict or place == len(names) or self._progress.spoke or isinstance(error, ContextOverflow):
                     raise
                 self._log.warning("a model failed, trying the next", run=self._run.id, model=name, error=error)
                 self._run.phases.enter("plan")
+                self._progress.status("starting_model", {"reason": f"{error}; {names[place]} is asked now"})
             else:
                 return self._final(message)
         raise AssertionError("there is always a model to try")
@@ -180,7 +184,7 @@ class ChatTurn:
         self._progress.status("starting_model")  # its provider is asked now, which takes a moment
         return await self._catalog.resolve(name)
 
-    async def _ask(self, desk: Desk, resolved: Resolved) -> AssistantMessage:
+    async def _ask(self, desk: Desk, resolved: Resolved, *, has_other: bool) -> AssistantMessage:
         run, info, progress = self._run, resolved.info, self._progress
         plan = await self._plans.of(run, info)
         progress.chosen(info)
@@ -208,6 +212,7 @@ class ChatTurn:
             messages=messages if cost <= plan.history_tokens else fit(messages, plan.history_tokens),
             tools=plan.tools,
             schemas=plan.schemas,
+            has_other=has_other,
         )
         return await run_turn(
             turn,

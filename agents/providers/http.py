@@ -33,11 +33,14 @@ MAX_KEPT = 64
 BODY_LIMIT = 8 << 20
 """Bytes of a JSON document; catalogues of aggregators come near 1 MiB."""
 READ_SIZE = 1 << 16
+PATIENCE = 20.0
+"""Seconds in which people should know what is wrong: so long requests are tried again, and silence is not told of."""
 
 _TOKEN = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+")
 _TEXT = re.compile(r"[ -~]*")
 _HOST = re.compile(r"[\w.:-]+")
 _Tell = Callable[[], None]
+_Late = Callable[[str], object]
 
 
 def default_idle(url: str) -> float:
@@ -76,12 +79,19 @@ class HttpClient:
     """Sends requests over kept-alive connections. May be shared by providers and tasks.
 
     With `uds` every request goes to that Unix socket, whatever host its URL names. `tls` replaces the context that
-    trusts the system's certificates. Opens nothing before the first request; `aclose` closes what is kept.
+    trusts the system's certificates, `patience` stands for `PATIENCE`.
+    Opens nothing before the first request; `aclose` closes what is kept.
     """
 
     def __init__(
-        self, *, uds: str | None = None, connect: float = CONNECT_LIMIT, tls: ssl.SSLContext | None = None
+        self,
+        *,
+        uds: str | None = None,
+        connect: float = CONNECT_LIMIT,
+        tls: ssl.SSLContext | None = None,
+        patience: float = PATIENCE,
     ) -> None:
+        self.patience = patience
         self._uds = uds
         self._connect_limit = connect
         self._tls = tls
@@ -99,11 +109,13 @@ class HttpClient:
         *,
         idle: float = CLOUD_IDLE,
         sent: _Tell = lambda: None,
+        late: _Late = str,
     ) -> AsyncGenerator[Response]:
         """Send a request; the block gets its answer as soon as the head is there.
 
         `idle` is the silence, in seconds, after which the peer counts as hung: while it takes the request, before the
-        head and between reads. `sent` (sync) is called when the request has left. A block that is left before the
+        head and between reads. `sent` (sync) is called when the request has left, `late` (sync) at each long silence
+        after that. A block that is left before the
         body's end, or cancelled, closes its connection and nothing else. Redirects are not followed.
 
         Raises:
@@ -114,14 +126,14 @@ class HttpClient:
         connection = kept or await self._connect(target)
         try:
             try:
-                head = await connection.ask(method, target, headers, body, idle, sent)
+                head = await connection.ask(method, target, headers, body, idle, sent, late)
             except ProviderError:
                 if kept is None or not connection.was_hung_up:
                     raise
                 # The peer closed it just as we took it up, as some servers do after each answer: nothing was heard.
                 connection.close()
                 connection = await self._connect(target)
-                head = await connection.ask(method, target, headers, body, idle, sent)
+                head = await connection.ask(method, target, headers, body, idle, sent, late)
             yield Response(head.status_code, list(head.headers), partial(connection.read, idle))
         finally:
             self._put_back(connection)
@@ -180,9 +192,9 @@ class HttpClient:
         except OSError as error:
             raise _unreachable(target.name, "connection", "refused or no route") from error
         if not target.secure or self._uds:
-            return _Connection(stream, stream, target)
+            return _Connection(stream, stream, target, self.patience)
         try:
-            return _Connection(stream, await self._secure(stream, target), target)
+            return _Connection(stream, await self._secure(stream, target), target, self.patience)
         except BaseException:
             stream.socket.close()
             raise
@@ -243,7 +255,7 @@ def _target(url: str) -> _Target:
 class _Connection:
     """One connection and where its HTTP conversation stands. All but the two waiting methods are sync."""
 
-    def __init__(self, socket: trio.SocketStream, stream: trio.abc.Stream, target: "_Target") -> None:
+    def __init__(self, socket: trio.SocketStream, stream: trio.abc.Stream, target: "_Target", patience: float) -> None:
         self.name = target.name
         self.origin = target.origin
         self.expires = 0.0
@@ -252,6 +264,8 @@ class _Connection:
         self._wire = h11.Connection(h11.CLIENT)
         self._ended = False
         self._heard = False
+        self._late: _Late = str
+        self._patience = patience
 
     @property
     def was_hung_up(self) -> bool:
@@ -274,9 +288,17 @@ class _Connection:
         self._socket.close()
 
     async def ask(
-        self, method: str, target: _Target, headers: Mapping[str, str], body: bytes, idle: float, sent: _Tell
+        self,
+        method: str,
+        target: _Target,
+        headers: Mapping[str, str],
+        body: bytes,
+        idle: float,
+        sent: _Tell,
+        late: _Late,
     ) -> h11.Response:
         send = self._wire.send
+        self._late = late
         self._heard = False
         request = send(h11.Request(method=method, target=target.path, headers=target.head(headers, body))) or b""
         request += (send(h11.Data(data=body)) or b"") + (send(h11.EndOfMessage()) or b"")
@@ -312,17 +334,25 @@ class _Connection:
             raise (_cut(self.name) if self._ended else _not_http(self.name)) from error
 
     async def _receive(self, idle: float) -> None:
-        try:
-            with trio.fail_after(idle):
-                data = bytes(await self._stream.receive_some(READ_SIZE))
-        except trio.TooSlowError:
-            raise _silent(self.name, idle) from None
-        except trio.BrokenResourceError as error:
-            self._ended = True
-            raise _cut(self.name) from error
+        quiet = min(self._patience, idle)
+        data = await self._wait(quiet)
+        if data is None and quiet < idle:
+            self._late(f"{self.name} has been silent for {quiet:g} s; it is given up after {idle:g} s")
+            data = await self._wait(idle - quiet)
+        if data is None:
+            raise _silent(self.name, idle)
         self._ended = not data
         self._heard = self._heard or bool(data)
         self._wire.receive_data(data)
+
+    async def _wait(self, seconds: float) -> bytes | None:
+        with trio.move_on_after(seconds):
+            try:
+                return bytes(await self._stream.receive_some(READ_SIZE))
+            except trio.BrokenResourceError as error:
+                self._ended = True
+                raise _cut(self.name) from error
+        return None
 
 
 def _system_tls() -> ssl.SSLContext:

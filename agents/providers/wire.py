@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, Protocol, cast
 import msgspec
 import trio
 
-from triops.agents.errors import ProviderError
+from triops.agents.errors import ErrorKind, ProviderError
 from triops.agents.model import Done, ModelInfo, ModelRef, ModelRequest, ProviderEvent, RetryNotice
 from triops.agents.providers.draft import Draft
 from triops.agents.providers.faults import NOT_JSON, Faults
@@ -23,8 +23,10 @@ RETRY_PAUSES = (0.5, 2.0)
 """Seconds before each further attempt, where the provider names none."""
 RETRY_AFTER_LIMIT = 8.0
 """Seconds; a provider that wants more is not waited for here: the caller decides."""
-RETRY_BUDGET = 20.0
-"""Seconds from the first attempt, past which no further one starts."""
+LIFE_LIMIT = 600.0
+"""Seconds in which a stream may give mere signs of life: comments, halves of events."""
+COOLING: dict[ErrorKind, float] = {"auth": 60.0, "billing": 600.0, "rate_limit": 30.0}
+"""Seconds in which a credential that failed so is not asked again while another model can answer."""
 DRAIN_LIMIT = 0.2
 """Seconds to wait, after the reply, for the end of the body that lets the connection be kept."""
 ERROR_BODY = 1 << 16
@@ -109,6 +111,8 @@ class HttpProvider:
         self.base_url = base_url.rstrip("/")
         self.http = http
         self.idle = default_idle(base_url) if idle is None else idle
+        self.cooling: tuple[int, float, ProviderError] | None = None
+        """What stands for the credential that failed last, until when it cools, and how it failed."""
         self.now = now
         self.memo = Memo()
         self._secrets = secrets
@@ -153,10 +157,10 @@ async def stream_reply(provider: HttpProvider, request: ModelRequest) -> AsyncGe
     """Ask, and hand over what comes, one list per network read; `Provider.stream` for every format.
 
     A failure that may pass and that came before anything was streamed is announced by a `RetryNotice` and tried
-    again, at most twice and within `RETRY_BUDGET`; every other one is raised.
+    again, at most twice and within the client's patience; every other one is raised.
     """
     body = provider.dialect.encode(request, provider.base_url, provider.memo)
-    last_start = trio.current_time() + RETRY_BUDGET
+    last_start = trio.current_time() + provider.http.patience
     for retry, pause in enumerate((*RETRY_PAUSES, None), start=1):
         streamed = False
         try:
@@ -169,8 +173,8 @@ async def stream_reply(provider: HttpProvider, request: ModelRequest) -> AsyncGe
             delay = None if streamed or pause is None else _delay(error, pause)
             if delay is None or trio.current_time() + delay > last_start:
                 raise
-            reason = str(error)
-        yield [RetryNotice(retry, len(RETRY_PAUSES), reason, delay)]
+            reason, kind = str(error), error.kind
+        yield [RetryNotice(retry, len(RETRY_PAUSES), reason, delay, kind)]
         await trio.sleep(delay)
 
 
@@ -182,21 +186,34 @@ def _delay(error: ProviderError, pause: float) -> float | None:
 @asynccontextmanager
 async def _ask(provider: HttpProvider, request: ModelRequest, body: bytes) -> AsyncGenerator["_Answer", None]:
     headers, faults = await provider.sign(str(request.model.ref))
+    credential = hash(frozenset(headers.items()))
+    if request.has_other and provider.cooling is not None:
+        failed, until, failure = provider.cooling
+        if failed == credential and trio.current_time() < until:
+            raise failure
     headers["content-type"] = "application/json"
     draft = Draft(request.model, provider.dialect.api, faults, provider.now)
     url = provider.dialect.chat_url(provider.base_url)
-    async with provider.http.stream("POST", url, headers, body, idle=provider.idle, sent=request.sent) as response:
+    async with provider.http.stream(
+        "POST", url, headers, body, idle=provider.idle, sent=request.sent, late=request.late
+    ) as response:
         if response.status != 200 or _document_type(response):
-            raise await _refusal(response, faults)
-        yield _Answer(response, provider.dialect.parser(draft))
+            failure = await _refusal(response, faults)
+            if failure.kind in COOLING:
+                wait = max(COOLING[failure.kind], failure.retry_after or 0)
+                provider.cooling = credential, trio.current_time() + wait, failure
+            raise failure
+        provider.cooling = None
+        yield _Answer(response, provider.dialect.parser(draft), faults)
 
 
 class _Answer:
     """One stream of events while it is read."""
 
-    def __init__(self, response: Response, parser: Parser) -> None:
+    def __init__(self, response: Response, parser: Parser, faults: Faults) -> None:
         self._response = response
         self._parser = parser
+        self._faults = faults
         self._sse = SseParser()
         self._error: ProviderError | None = None
         self._over = False
@@ -208,6 +225,7 @@ class _Answer:
         if self._over:
             await self._drain()
             return []
+        limit = trio.current_time() + LIFE_LIMIT
         while data := await self._response.read():
             batch = self._parse(data)
             if batch:
@@ -215,6 +233,8 @@ class _Answer:
                 return batch
             if self._error:
                 raise self._error
+            if trio.current_time() > limit:
+                raise self._faults.stuck(LIFE_LIMIT)
         self._over = True
         return [self._parser.end()]
 

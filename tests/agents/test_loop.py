@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from triops.agents.errors import LimitReached, ProviderError
+from triops.agents.errors import ContextOverflow, LimitReached, ProviderError
 from triops.agents.events import (
     MessageEnd,
     MessageStart,
@@ -89,6 +89,10 @@ class Stage:
         self.started.append(context.call_id)
         await trio.lowlevel.checkpoint()
         return text_result(f"did {context.call_id}")
+
+    async def long(self, context: ToolContext) -> ToolResult:
+        self.started.append(context.call_id)
+        return text_result("x" * 20_000)
 
     async def play(self) -> AssistantMessage:
         turn = Turn(
@@ -428,3 +432,24 @@ def test_each_start_has_its_end_and_the_transcript_is_whole_on_every_way_out(
     assert tuple(whole) == pair(whole)
     if replies and replies[0].text:
         assert settle(stage.unsaved) == tuple(replies), "all but the reply is saved"
+
+
+async def test_a_request_that_is_too_long_is_sent_smaller_once_and_said_so_and_no_tool_runs_again():
+    too_long = ContextOverflow("too long", window=1_000)
+    stage = Stage([*said("I look."), call("a")], [too_long], said("It fits."))
+    stage.add("look", lambda args, context: stage.long(context))
+    assert (await stage.play()).text == "It fits."
+    assert stage.started == ["a"] and [len(messages) for messages in stage.asked] == [1, 3, 3]
+    (notice,) = [event for event in stage.events if isinstance(event, RetryNotice)]
+    assert notice == RetryNotice(1, 1, "too long; asked again with 3 of 3 messages", 0, "context_overflow")
+    assert [request.model.context_window for request in stage.provider.requests] == [128_000, 128_000, 1_000]
+    assert "cleared" in stage.asked[2][2].text and "xxx" in stage.asked[1][2].text
+    assert [type(event) for event in stage.events].count(MessageStart) == 3
+    assert [type(event) for event in stage.events].count(MessageEnd) == 3
+
+
+async def test_a_request_that_stays_too_long_fails_as_that():
+    stage = Stage([ContextOverflow("too long", window=1_000)], [ContextOverflow("still too long", window=1_000)])
+    with pytest.raises(ContextOverflow, match="still too long"):
+        await stage.play()
+    assert len(stage.asked) == 2
