@@ -1,6 +1,6 @@
 """The reply while it grows: fragments in, one whole `Done` out. Pure; knows no wire format."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar, cast
 
 import msgspec
@@ -34,6 +34,8 @@ class Draft:
         self._pieces: dict[tuple[str, object], _Piece] = {}
         self.response_id = ""
         self.usage: Usage | None = None
+        self.tools: Mapping[str, Mapping[str, Any]] = {}
+        """The schemas of what may be called, by name."""
 
     def decode(self, decoder: "msgspec.json.Decoder[T]", data: bytes) -> T:
         try:

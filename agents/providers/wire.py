@@ -193,6 +193,7 @@ async def _ask(provider: HttpProvider, request: ModelRequest, body: bytes) -> As
             raise failure
     headers["content-type"] = "application/json"
     draft = Draft(request.model, provider.dialect.api, faults, provider.now)
+    draft.tools = {tool.name: tool.parameters for tool in request.tools}
     url = provider.dialect.chat_url(provider.base_url)
     async with provider.http.stream(
         "POST", url, headers, body, idle=provider.idle, sent=request.sent, late=request.late

@@ -1,7 +1,7 @@
 """A model server on loopback that answers by script, and requests to ask it with."""
 
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import h11
@@ -182,9 +182,12 @@ Parse = Callable[..., list[Any]]
 def parse() -> Parse:
     """The events of a stream of `dialect`, read in the pieces that `cuts` make."""
 
-    def read(dialect: Dialect, data: bytes, cuts: Sequence[int] = ()) -> list[Any]:
+    def read(
+        dialect: Dialect, data: bytes, cuts: Sequence[int] = (), tools: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> list[Any]:
         model = ModelInfo(ref=ModelRef("mock", "mock-1"), cost=Prices(1, 2, 0.5, 4))
         draft = Draft(model, dialect.api, Faults("mock/mock-1"), lambda: 42)
+        draft.tools = tools or {}
         parser, sse = dialect.parser(draft), SseParser()
         found: list[Any] = []
         for start, end in zip([0, *cuts], [*cuts, len(data)], strict=True):
