@@ -13,12 +13,13 @@ ErrorKind = Literal[
     "model_not_found",
     "context_overflow",
     "empty_response",
+    "refusal",
     "tls_certificate",
     "connection",
     "unclassified",
 ]
-"""Classes of provider failure; names as in the protocol's `failoverReason`, `connection` being ours for a peer that
-cannot be reached or that hung up."""
+"""Classes of provider failure; names as in the protocol's `failoverReason`, `connection` (a peer that cannot be
+reached or hung up) and `refusal` (the model, or a filter before it, would not answer) being ours."""
 
 
 class ProviderError(Exception):

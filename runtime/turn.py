@@ -43,6 +43,7 @@ _WIRE_KIND: dict[ErrorKind, str] = {
     "overloaded": "rate_limit",
     "timeout": "timeout",
     "context_overflow": "context_length",
+    "refusal": "refusal",
 }
 
 

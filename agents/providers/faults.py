@@ -107,6 +107,10 @@ class Faults:
         words = f"{self._asked} request failed (the stream ended before the reply did)"
         return ProviderError("connection", words, retryable=True)
 
+    def refused(self) -> ProviderError:
+        words = f"{self._asked} would not answer this (a content filter or the model refused); say it in other words"
+        return ProviderError("refusal", words)
+
     def stuck(self, seconds: float) -> ProviderError:
         return ProviderError(
             "timeout", f"{self._asked} gave signs of life for {seconds:g} s, and nothing of its answer"

@@ -188,6 +188,7 @@ class CompletionsParser:
     def _done(self) -> Done:
         if self._reader:
             self._write(self._reader.end())
+        self._draft.refused = self._finish == "content_filter"
         return self._draft.done(_STOPS.get(self._finish or "", "stop"))
 
     def _grow(self, delta: _Delta) -> list[ProviderEvent]:

@@ -250,3 +250,16 @@ def test_content_may_come_in_parts_and_ids_as_numbers(parse):
     parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "Hi"}]
     stream = sse(delta(content=parts), delta(tool_calls=[fragment("{}", id=7, name="read")]), delta("stop"))
     assert parse(COMPLETIONS, stream)[-1].message.content == (Thinking("hm"), Text("Hi"), ToolCall("7", "read", {}))
+
+
+def test_a_reply_that_a_filter_withheld_is_a_refusal(parse):
+    with pytest.raises(ProviderError, match="would not answer") as caught:
+        parse(COMPLETIONS, sse(delta("content_filter")))
+    assert caught.value.kind == "refusal" and not caught.value.retryable
+    assert parse(COMPLETIONS, sse(delta("content_filter", content="Well")))[-1].message.text == "Well"
+
+
+def test_cached_tokens_are_counted_in_deepseeks_way_too(parse):
+    told = {"choices": [], "usage": {"prompt_tokens": 10, "completion_tokens": 1, "prompt_cache_hit_tokens": 8}}
+    usage = parse(COMPLETIONS, sse(delta("stop", content="Hi"), told))[-1].message.usage
+    assert (usage.input, usage.cache_read) == (2, 8)
