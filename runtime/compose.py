@@ -6,19 +6,22 @@ store ⊃ models ⊃ runs ⊃ services: nesting is the order of shutdown. A part
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import trio
 
 from triops.agents.model import Provider
 from triops.agents.providers.http import HttpClient
+from triops.agents.providers.routes import Trust
 from triops.agents.tool import AnyTool
 from triops.agents.tools.files import file_tools
 from triops.runtime.agents import AgentProfile, profiles
 from triops.runtime.boundaries import supervise
 from triops.runtime.bus import Bus
 from triops.runtime.clock import Clock, system_clock
-from triops.runtime.config import Config, workspace_of
+from triops.runtime.config import Config, endpoint_of, workspace_of
 from triops.runtime.config_file import LoadedConfig
 from triops.runtime.cron.heartbeat import Heartbeat
 from triops.runtime.cron.scheduler import CronScheduler, open_scheduler
@@ -120,7 +123,11 @@ async def open_runtime(
             store = await stack.enter_async_context(open_store(paths.database))
         bus = bus or Bus(log.bind("bus"))
         await stack.enter_async_context(open_tracing(config.diagnostics.otel, bus, clock, log))
-        http = HttpClient(patience=config.models.patience_seconds)
+        http = HttpClient(
+            patience=config.models.patience_seconds,
+            environ=loaded.environ,
+            trust=_trusts(config, paths.config.parent),
+        )
         stack.push_async_callback(_close, http)
         if providers is None:
             embedded = await _embedded(stack, paths)
@@ -205,3 +212,15 @@ def _catalog(config: Config, providers: tuple[ProviderEntry, ...]) -> ModelCatal
     defaults = config.agents.defaults
     aliases = {setting.alias: ref for ref, setting in defaults.models.items() if setting.alias}
     return ModelCatalog(providers, aliases=aliases, default=defaults.model.primary)
+
+
+def _trusts(config: Config, folder: Path) -> dict[str, Trust]:
+    """What to believe of providers' servers, by the `host:port` of their addresses; `folder` is the configuration's."""
+    found: dict[str, Trust] = {}
+    for id, provider in config.models.providers.items():
+        ca, anything = provider.request.tls.ca or "", provider.request.tls.insecure_skip_verify
+        if ca and not ca.startswith("-----BEGIN"):
+            ca = str(folder / Path(ca).expanduser())
+        if ca or anything:
+            found[urlsplit(endpoint_of(id, provider)[1] or "").netloc.rpartition("@")[2].lower()] = Trust(ca, anything)
+    return found

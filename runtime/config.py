@@ -180,6 +180,22 @@ class ModelConfig(msgspec.Struct, frozen=True, rename="camel"):
     """Sent with each request as they are."""
 
 
+class TlsConfig(msgspec.Struct, frozen=True, rename="camel"):
+    """Certificates of one server."""
+
+    ca: str | None = None
+    """The authority to believe: a file of PEM, or the PEM itself."""
+    insecure_skip_verify: bool = False
+    """Whether every certificate is believed: only for a server of your own on a network that you trust."""
+
+
+class RequestConfig(msgspec.Struct, frozen=True, rename="camel"):
+    """How a provider is reached."""
+
+    tls: TlsConfig = TlsConfig()
+    """Its certificates."""
+
+
 class ProviderConfig(msgspec.Struct, frozen=True, rename="camel"):
     """One endpoint that serves models."""
 
@@ -196,6 +212,8 @@ class ProviderConfig(msgspec.Struct, frozen=True, rename="camel"):
     """Sent with each request."""
     timeout_seconds: Seconds | None = None
     """Limit of one silence of the provider."""
+    request: RequestConfig = RequestConfig()
+    """How it is reached."""
     models: tuple[ModelConfig, ...] = ()
     """What it serves, beyond what it says itself."""
 

@@ -5,12 +5,10 @@ this hands over what one network read held in one piece and costs about half the
 """
 
 import ipaddress
-import re
 import ssl
-import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -20,6 +18,7 @@ import trio
 
 from triops.agents.errors import ProviderError
 from triops.agents.providers.faults import NOT_JSON, Faults
+from triops.agents.providers.routes import Proxy, Target, Trust, open_tunnel, proxy_of, target_of, tls_context
 
 CONNECT_LIMIT = 10.0
 """Seconds, for a TCP connection and for its TLS handshake each."""
@@ -36,9 +35,6 @@ READ_SIZE = 1 << 16
 PATIENCE = 20.0
 """Seconds in which people should know what is wrong: so long requests are tried again, and silence is not told of."""
 
-_TOKEN = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+")
-_TEXT = re.compile(r"[ -~]*")
-_HOST = re.compile(r"[\w.:-]+")
 _Tell = Callable[[], None]
 _Late = Callable[[str], object]
 
@@ -79,8 +75,9 @@ class HttpClient:
     """Sends requests over kept-alive connections. May be shared by providers and tasks.
 
     With `uds` every request goes to that Unix socket, whatever host its URL names. `tls` replaces the context that
-    trusts the system's certificates, `patience` stands for `PATIENCE`.
-    Opens nothing before the first request; `aclose` closes what is kept.
+    trusts the system's certificates, `patience` stands for `PATIENCE`. `environ`
+    names proxies and certificates, `trust` what else to believe of a server, by the `host:port` of its URL. Opens
+    nothing before the first request; `aclose` closes what is kept.
     """
 
     def __init__(
@@ -90,11 +87,16 @@ class HttpClient:
         connect: float = CONNECT_LIMIT,
         tls: ssl.SSLContext | None = None,
         patience: float = PATIENCE,
+        environ: Mapping[str, str] | None = None,
+        trust: Mapping[str, Trust] | None = None,
     ) -> None:
         self.patience = patience
+        self._environ = environ or {}
+        self._trust = trust or {}
         self._uds = uds
         self._connect_limit = connect
         self._tls = tls
+        self._contexts: dict[Trust, ssl.SSLContext] = {}
         self._kept: dict[tuple[bool, str], list[_Connection]] = {}
         self._closed = False
         self._tls_lock = trio.Lock()
@@ -121,7 +123,7 @@ class HttpClient:
         Raises:
             ProviderError: `connection`, `timeout`, `tls_certificate`, or `format` for what is not HTTP.
         """
-        target = _target(url)
+        target = target_of(url)
         kept = self._take(target)
         connection = kept or await self._connect(target)
         try:
@@ -162,7 +164,7 @@ class HttpClient:
         self._kept.clear()
         await trio.lowlevel.checkpoint()
 
-    def _take(self, target: "_Target") -> "_Connection | None":
+    def _take(self, target: Target) -> "_Connection | None":
         kept = self._kept.get(target.origin, [])
         while kept:
             connection = kept.pop()
@@ -180,30 +182,41 @@ class HttpClient:
         else:
             connection.close()
 
-    async def _connect(self, target: "_Target") -> "_Connection":
+    async def _connect(self, target: Target) -> "_Connection":
+        proxy = None if self._uds else proxy_of(target.secure, target.host, target.port, self._environ)
+        name = f"the proxy {proxy.host}:{proxy.port}, named in {proxy.variable}," if proxy else target.name
         try:
             with trio.fail_after(self._connect_limit):
                 if self._uds:
                     stream = await trio.open_unix_socket(self._uds)
                 else:
-                    stream = await trio.open_tcp_stream(target.host, target.port)
+                    stream = await trio.open_tcp_stream(*((proxy or target).host, (proxy or target).port))
         except trio.TooSlowError:
-            raise _unreachable(target.name, "timeout", "no answer") from None
+            raise _unreachable(name, "timeout", "no answer") from None
         except OSError as error:
-            raise _unreachable(target.name, "connection", "refused or no route") from error
+            raise _unreachable(name, "connection", "refused or no route") from error
         if not target.secure or self._uds:
-            return _Connection(stream, stream, target, self.patience)
+            return _Connection(stream, stream, target, self.patience, proxy)
         try:
+            if proxy is not None:
+                with trio.fail_after(self._connect_limit):
+                    await open_tunnel(stream, proxy, target.authority)
             return _Connection(stream, await self._secure(stream, target), target, self.patience)
+        except trio.TooSlowError:
+            stream.socket.close()
+            raise _unreachable(name, "timeout", "no answer") from None
         except BaseException:
             stream.socket.close()
             raise
 
-    async def _secure(self, stream: trio.SocketStream, target: "_Target") -> trio.abc.Stream:
+    async def _secure(self, stream: trio.SocketStream, target: Target) -> trio.abc.Stream:
+        trust = self._trust.get(target.name, Trust())
         async with self._tls_lock:
-            if self._tls is None:  # in a thread: reading the certificates takes tens of milliseconds
-                self._tls = await trio.to_thread.run_sync(_system_tls)
-        secured = trio.SSLStream(stream, self._tls, server_hostname=target.host, https_compatible=True)
+            context = self._tls or self._contexts.get(trust)
+            if context is None:
+                context = await trio.to_thread.run_sync(tls_context, trust, self._environ)
+                self._contexts[trust] = context
+        secured = trio.SSLStream(stream, context, server_hostname=target.host, https_compatible=True)
         try:
             with trio.fail_after(self._connect_limit):
                 await secured.do_handshake()
@@ -214,48 +227,17 @@ class HttpClient:
         return secured
 
 
-class _Target(msgspec.Struct, frozen=True):
-    secure: bool
-    host: str
-    port: int
-    name: str
-    """`host:port`: what errors may say of a URL, whose user and query may be secret."""
-    path: str
-
-    @property
-    def origin(self) -> tuple[bool, str]:
-        """What a kept connection can be used for again."""
-        return self.secure, self.name
-
-    def head(self, headers: Mapping[str, str], body: bytes) -> list[tuple[bytes, bytes]]:
-        """The header lines to send; what cannot be sent is refused without repeating it, for it may be a key."""
-        lines = {"host": self.name, **{name.lower(): value.strip() for name, value in headers.items()}}
-        lines["content-length"] = str(len(body))
-        if not all(_TOKEN.fullmatch(name) and _TEXT.fullmatch(value) for name, value in lines.items()):
-            raise ProviderError("format", "a header or the API key holds characters that HTTP does not allow")
-        return [(name.encode(), value.encode()) for name, value in lines.items()]
-
-
-@lru_cache(maxsize=256)
-def _target(url: str) -> _Target:
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-        host = (parts.hostname or "").encode("idna").decode()
-    except ValueError:  # what IDNA cannot encode raises a kind of it
-        parts, port, host = urlsplit(""), None, ""
-    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    if parts.scheme not in ("http", "https") or not _HOST.fullmatch(host) or not _TEXT.fullmatch(path) or " " in path:
-        raise ProviderError("connection", "baseUrl is no http(s) address; write it like http://127.0.0.1:11434/v1")
-    secure = parts.scheme == "https"
-    name = (f"[{host}]" if ":" in host else host) + (f":{port}" if port else "")
-    return _Target(secure, host, port or (443 if secure else 80), name, path)
-
-
 class _Connection:
     """One connection and where its HTTP conversation stands. All but the two waiting methods are sync."""
 
-    def __init__(self, socket: trio.SocketStream, stream: trio.abc.Stream, target: "_Target", patience: float) -> None:
+    def __init__(
+        self,
+        socket: trio.SocketStream,
+        stream: trio.abc.Stream,
+        target: Target,
+        patience: float,
+        proxy: Proxy | None = None,
+    ) -> None:
         self.name = target.name
         self.origin = target.origin
         self.expires = 0.0
@@ -266,6 +248,8 @@ class _Connection:
         self._heard = False
         self._late: _Late = str
         self._patience = patience
+        self._proxy = proxy
+        """The one that hears the requests; one that made a tunnel does not."""
 
     @property
     def was_hung_up(self) -> bool:
@@ -290,7 +274,7 @@ class _Connection:
     async def ask(
         self,
         method: str,
-        target: _Target,
+        target: Target,
         headers: Mapping[str, str],
         body: bytes,
         idle: float,
@@ -300,7 +284,10 @@ class _Connection:
         send = self._wire.send
         self._late = late
         self._heard = False
-        request = send(h11.Request(method=method, target=target.path, headers=target.head(headers, body))) or b""
+        path = target.path
+        if self._proxy is not None:
+            path, headers = f"http://{target.name}{path}", {**headers, **self._proxy.headers}
+        request = send(h11.Request(method=method, target=path, headers=target.head(headers, body))) or b""
         request += (send(h11.Data(data=body)) or b"") + (send(h11.EndOfMessage()) or b"")
         try:
             with trio.fail_after(idle):
@@ -355,19 +342,12 @@ class _Connection:
         return None
 
 
-def _system_tls() -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    paths = ssl.get_default_verify_paths()
-    if sys.platform != "win32" and not (paths.cafile or paths.capath):
-        import certifi  # a Python that was built without a place for certificates, as on macOS
-
-        context.load_verify_locations(certifi.where())
-    return context
-
-
 def _refused_handshake(name: str, error: BaseException) -> ProviderError:
     if isinstance(error.__cause__, ssl.SSLCertVerificationError):
-        advice = "add its authority to the system's store or name it in SSL_CERT_FILE"
+        advice = (
+            "add its authority to the system's store or name it in SSL_CERT_FILE; for a server of your own,"
+            " models.providers.<id>.request.tls says what to trust"
+        )
         return ProviderError("tls_certificate", f"{name} shows a certificate that is not trusted; {advice}")
     if isinstance(error.__cause__, ssl.SSLError):
         return ProviderError("connection", f"{name} does not speak TLS; check the scheme and port in baseUrl")
