@@ -60,6 +60,7 @@ async def run_turn(
     emit: Callable[[TurnEvent], None],
     save: Callable[[Sequence[Message]], Awaitable[None]],
     steer: Callable[[], Sequence[UserMessage]],
+    allow: Callable[[], Awaitable[None]],
     report: Callable[[ToolCall, Exception], None],
     mark: Callable[[Literal["first_token", "stream"]], None],
     now: Callable[[], int],
@@ -68,7 +69,8 @@ async def run_turn(
 
     `emit` is sync and neither waits nor raises. `save` returns once its messages are on disk; when it raises,
     `Cancelled` included, none of them is. A call is saved together with its result, and a message that `steer` (sync)
-    handed over is saved before it is told as `Steered`. `report` (sync) hears of a tool's own fault, to log it; the
+    handed over is saved before it is told as `Steered`. `allow` is asked before each call of the model, and raises
+    `LimitReached` for no. `report` (sync) hears of a tool's own fault, to log it; the
     model hears of it too. `mark` (sync) is told what is waited for: the first token, once the model has the request,
     then the rest of its stream. `now` is milliseconds since the epoch.
 
@@ -79,7 +81,7 @@ async def run_turn(
 
     Raises:
         ProviderError: the model failed; its `MessageEnd` (stop reason `error`) holds what had arrived.
-        LimitReached: `max_steps` answers, and the last one still calls tools; those calls are not run.
+        LimitReached: `max_steps` answers, and the last one still calls tools; those calls are not run. Or `allow`.
     """
     toolbox = Toolbox(
         tools=turn.tools,
@@ -105,6 +107,7 @@ async def run_turn(
             await save(arrived)
             messages += arrived
             emit(Steered(arrived))
+        await allow()
         try:
             reply = await _ask(provider, turn, messages, step, emit, mark, now)
         except ContextOverflow as error:

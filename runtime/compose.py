@@ -34,6 +34,7 @@ from triops.runtime.redaction import redacted, redacted_raw
 from triops.runtime.runs.lanes import Lanes
 from triops.runtime.runs.supervisor import Supervisor, open_supervisor
 from triops.runtime.secrets import Secret
+from triops.runtime.spend import Spend
 from triops.runtime.store.sqlite import Store, open_store
 from triops.runtime.tools.sessions import SessionTools
 from triops.runtime.tracing import open_tracing
@@ -150,7 +151,14 @@ async def open_runtime(
             open_warmup(catalog, bus=bus, clock=clock, log=log.bind("warmup"), system_prompt=plans.warm_prompt)
         )
         turn = partial(
-            ChatTurn, catalog=catalog, warmup=warmup, plans=plans, bus=bus, clock=clock, log=log.bind("turn")
+            ChatTurn,
+            catalog=catalog,
+            warmup=warmup,
+            plans=plans,
+            spend=Spend(config, store, clock),
+            bus=bus,
+            clock=clock,
+            log=log.bind("turn"),
         )
         lanes = Lanes(cap=config.messages.queue.cap, main=config.agents.defaults.max_concurrent)
         runs = await stack.enter_async_context(

@@ -248,6 +248,24 @@ def key_hint(id: str) -> str:
     return f"set {key_variable(id)} or write {join('models.providers', id)}.apiKey"
 
 
+class SpendLimit(msgspec.Struct, frozen=True, rename="camel"):
+    """What ends a run when it is reached."""
+
+    tokens: Count | None = None
+    """Prompt and reply, cached ones too."""
+    usd: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    """By the `cost` of the models; one without it costs nothing."""
+
+
+class SpendConfig(msgspec.Struct, frozen=True, rename="camel"):
+    """What models may cost; looked at before each call, so that one call can go past it."""
+
+    per_run: SpendLimit = SpendLimit()
+    """One run."""
+    per_day: SpendLimit = SpendLimit()
+    """All runs since midnight, in the user's zone."""
+
+
 class ModelsConfig(msgspec.Struct, frozen=True, rename="camel"):
     """The models."""
 
@@ -256,6 +274,8 @@ class ModelsConfig(msgspec.Struct, frozen=True, rename="camel"):
     patience_seconds: Seconds = 20
     """So long a failed request is tried again before the next model, or the error, has its turn; a silence that lasts
     longer is told of."""
+    spend: SpendConfig = SpendConfig()
+    """What they may cost."""
     providers: dict[str, ProviderConfig] = {}
     """By id, the part of a model reference before the first slash."""
 

@@ -33,6 +33,7 @@ from triops.runtime.plans import Plans
 from triops.runtime.runs.registry import Run
 from triops.runtime.runs.state import RunState, Terminal
 from triops.runtime.runs.worker import Desk, Draft
+from triops.runtime.spend import Spend, Spent
 from triops.runtime.warmup import Warmup
 
 MAX_LIVE_TEXT = 500_000
@@ -56,13 +57,15 @@ class NoModel(RuntimeFault):
 class Progress:
     """What one turn has emitted so far; tells the bus, and remembers what is not on disk yet."""
 
-    __slots__ = ("_bus", "_clock", "_live", "_run", "heard", "model", "spoke", "tools", "unsaved")
+    __slots__ = ("_bus", "_clock", "_live", "_run", "_spend", "heard", "model", "spent", "spoke", "tools", "unsaved")
 
-    def __init__(self, bus: Bus, clock: Clock, run: Run) -> None:
+    def __init__(self, bus: Bus, clock: Clock, run: Run, spend: Spend) -> None:
         self._bus = bus
         self._clock = clock
         self._run = run
         self._live = 0
+        self._spend = spend
+        self.spent = Spent()
         self.model: ModelInfo | None = None
         self.spoke = False
         """Something was shown or done, so that another model cannot begin afresh."""
@@ -108,6 +111,8 @@ class Progress:
             case MessageEnd(_, message):
                 run.phases.enter("tools" if message.tool_calls else "commit")
                 self.unsaved.append(event)
+                if message.usage is not None:
+                    self._spend.add(message.usage, self.spent)
                 if message.usage is not None and message.stop_reason not in ("aborted", "error"):
                     self._bus.publish(RunUsage(run.info, run.next_seq(), now, message.usage.output))
             case ToolStart(call):
@@ -134,15 +139,25 @@ class ChatTurn:
     """Answers one run; implements the worker's `Turn`."""
 
     def __init__(
-        self, run: Run, *, catalog: ModelCatalog, warmup: Warmup, plans: Plans, bus: Bus, clock: Clock, log: Log
+        self,
+        run: Run,
+        *,
+        catalog: ModelCatalog,
+        warmup: Warmup,
+        plans: Plans,
+        spend: Spend,
+        bus: Bus,
+        clock: Clock,
+        log: Log,
     ) -> None:
         self._run = run
         self._catalog = catalog
         self._warmup = warmup
         self._plans = plans
+        self._spend = spend
         self._clock = clock
         self._log = log
-        self._progress = Progress(bus, clock, run)
+        self._progress = Progress(bus, clock, run, spend)
 
     async def reply(self, desk: Desk) -> Draft:
         names, strict = await self._choice()
@@ -221,6 +236,7 @@ class ChatTurn:
             emit=progress.emit,
             save=save,
             steer=steer,
+            allow=lambda: self._spend.check(progress.spent),
             report=lambda call, error: self._log.error("a tool failed by its own fault", tool=call.name, error=error),
             mark=run.phases.enter,
             now=self._clock,

@@ -61,6 +61,7 @@ class Stage:
         self.tools: dict[str, Tool[Any]] = {}
         self.max_steps = max_steps
         self.saving = 0.0
+        self.allowed = math.inf
         for name, parallel in {"look": True, "change": False}.items():
             self.add(name, self.quick, parallel=parallel)
 
@@ -84,6 +85,10 @@ class Stage:
     def steer(self) -> list[UserMessage]:
         arrived, self.arrived = self.arrived, []
         return arrived
+
+    async def allow(self) -> None:
+        if self.allowed <= len(self.provider.requests):
+            raise LimitReached("enough")
 
     async def quick(self, args: NoArgs, context: ToolContext) -> ToolResult:
         self.started.append(context.call_id)
@@ -112,6 +117,7 @@ class Stage:
             emit=self.emit,
             save=self.save,
             steer=self.steer,
+            allow=self.allow,
             report=lambda call, error: self.faults.append(error),
             mark=self.marks.append,
             now=self.now,
@@ -453,3 +459,11 @@ async def test_a_request_that_stays_too_long_fails_as_that():
     with pytest.raises(ContextOverflow, match="still too long"):
         await stage.play()
     assert len(stage.asked) == 2
+
+
+async def test_a_call_of_the_model_that_is_not_allowed_is_not_made_and_what_was_done_is_saved():
+    stage = Stage([call("a")], said("never"))
+    stage.allowed = 1
+    with pytest.raises(LimitReached, match="enough"):
+        await stage.play()
+    assert len(stage.asked) == 1 and [len(saved) for saved in stage.saves] == [2]
