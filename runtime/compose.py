@@ -25,7 +25,7 @@ from triops.runtime.config import Config, endpoint_of, workspace_of
 from triops.runtime.config_file import LoadedConfig
 from triops.runtime.cron.heartbeat import Heartbeat
 from triops.runtime.cron.scheduler import CronScheduler, open_scheduler
-from triops.runtime.logs import Log, LogFile
+from triops.runtime.logs import Log, LogFile, Redactor
 from triops.runtime.models import ModelCatalog, ProviderEntry
 from triops.runtime.paths import Paths
 from triops.runtime.plans import InThread, Plans, prepare_workspaces
@@ -124,18 +124,9 @@ async def open_runtime(
             store = await stack.enter_async_context(open_store(paths.database))
         bus = bus or Bus(log.bind("bus"))
         await stack.enter_async_context(open_tracing(config.diagnostics.otel, bus, clock, log))
-        http = HttpClient(
-            patience=config.models.patience_seconds,
-            environ=loaded.environ,
-            trust=_trusts(config, paths.config.parent),
+        catalog = await stack.enter_async_context(
+            open_catalog(loaded, paths, redactor=log.redactor, providers=providers)
         )
-        stack.push_async_callback(_close, http)
-        if providers is None:
-            embedded = await _embedded(stack, paths)
-            providers = tuple(
-                provider_entries(config, loaded.environ, http=http, embedded=embedded, redactor=log.redactor)
-            )
-        catalog = _catalog(config, providers)
         holder: list[Supervisor] = []
         session_tools = SessionTools(store, lambda: holder[0], clock)
         plans = Plans(
@@ -201,6 +192,25 @@ async def open_runtime(
         )
 
 
+@asynccontextmanager
+async def open_catalog(
+    loaded: LoadedConfig, paths: Paths, *, redactor: Redactor, providers: tuple[ProviderEntry, ...] | None = None
+) -> AsyncGenerator[ModelCatalog]:
+    """The models of a configuration, and what serves them until the block ends. `providers` replace its own."""
+    config = loaded.config
+    async with AsyncExitStack() as stack:
+        if providers is None:
+            trust = _trusts(config, paths.config.parent)
+            http = HttpClient(patience=config.models.patience_seconds, environ=loaded.environ, trust=trust)
+            stack.push_async_callback(_close, http)
+            embedded = await _embedded(stack, paths)
+            found = provider_entries(config, loaded.environ, http=http, embedded=embedded, redactor=redactor)
+            providers = tuple(found)
+        defaults = config.agents.defaults
+        aliases = {setting.alias: ref for ref, setting in defaults.models.items() if setting.alias}
+        yield ModelCatalog(providers, aliases=aliases, default=defaults.model.primary)
+
+
 async def _service(name: str, run: Callable[[], Any], log: Log) -> None:
     await supervise(name, run, log=log.bind("services"))
 
@@ -214,12 +224,6 @@ async def _embedded(stack: AsyncExitStack, paths: Paths) -> Provider:
     from triops.agents.providers.local import open_local_provider
 
     return await stack.enter_async_context(open_local_provider([paths.models], socket_folder=paths.state / "engine"))
-
-
-def _catalog(config: Config, providers: tuple[ProviderEntry, ...]) -> ModelCatalog:
-    defaults = config.agents.defaults
-    aliases = {setting.alias: ref for ref, setting in defaults.models.items() if setting.alias}
-    return ModelCatalog(providers, aliases=aliases, default=defaults.model.primary)
 
 
 def _trusts(config: Config, folder: Path) -> dict[str, Trust]:

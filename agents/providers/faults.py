@@ -46,6 +46,7 @@ _WINDOW = re.compile(
 )
 _NO_CREDIT = re.compile(r"insufficient_quota|insufficient (?:credits?|balance|funds)|credit balance", re.IGNORECASE)
 _NO_MODEL = re.compile(r"model_not_found|(?:unknown|no such) model|model\b.{1,80}(?:not found|does not exist)", re.I)
+_NO_TOOLS = re.compile(r"not support (?:tool|function)|tools? (?:param|is not supported|choice)|--jinja", re.IGNORECASE)
 _NAMED_STATUSES = (
     ("overloaded", 529),
     ("rate_limit", 429),
@@ -141,6 +142,10 @@ class Faults:
         elif kind == "format" and _NO_MODEL.search(text):
             kind, phrase = _STATUSES[404]
         advice = self._key_hint if kind == "auth" else _ADVICE.get(kind)
+        if kind == "format" and _NO_TOOLS.search(text):
+            advice = (
+                "set compat.supportsTools of this model to false, or start its server with tools (llama.cpp: --jinja)"
+            )
         if wait and kind in _RETRYABLE:
             advice = f"it asks to wait {wait:g} s"
         message = f"{self._asked} request failed ({phrase}, {where})" + (f"; {advice}" if advice else "")

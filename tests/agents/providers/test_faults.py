@@ -166,3 +166,16 @@ def test_an_overflow_tells_what_the_model_takes_and_what_to_do(words: str, windo
     error = Faults("mock/mock-1").answer(400, {}, words.encode())
     assert isinstance(error, ContextOverflow) and error.window == window
     assert "begin a new session" in str(error) and (f"set contextWindow to {window}" in str(error)) == bool(window)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "registry.ollama.ai/library/gemma:2b does not support tools",
+        "tools param requires --jinja flag",
+        '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set',
+    ],
+)
+def test_a_model_without_tools_is_told_how_to_be_asked_without(words: str):
+    error = Faults("mock/mock-1").answer(400, {}, json.dumps({"error": {"message": words}}).encode())
+    assert error.kind == "format" and "set compat.supportsTools of this model to false" in str(error)
