@@ -57,6 +57,7 @@ class FakeGateway:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
+        self._server.handle_error = lambda *_: None  # who asks may hang up
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     @contextmanager

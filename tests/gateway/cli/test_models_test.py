@@ -38,7 +38,7 @@ def test_a_wrong_key_is_said_with_the_servers_words_and_where_it_stands(run: Any
     ran = run("models", "test")
     assert (ran.code, ran.out) == (1, "") and "mine/m request failed (not authorised, HTTP 401); " in ran.err
     assert "It said: [redacted] is no key" in ran.err and "canary" not in ran.err
-    told = json.loads(run("models", "test", "--json").out)
+    told = json.loads(run("models", "test", "--json").err)
     assert (told["error"]["code"], told["error"]["kind"], told["error"]["status"]) == ("MODEL_FAILED", "auth", 401)
 
 
