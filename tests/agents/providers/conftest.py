@@ -1,6 +1,8 @@
 """A model server on loopback that answers by script, and requests to ask it with."""
 
 import json
+import socket
+import struct
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -27,7 +29,7 @@ from triops.agents.providers.sse import SseParser
 from triops.agents.providers.wire import Dialect
 
 Answer = Sequence[bytes | float | str | None]
-"""Bytes to send, seconds to wait, None to hang, `drop` to hang up."""
+"""Bytes to send, seconds to wait, None to hang, `drop` to hang up, `reset` to do that without a farewell."""
 
 
 class ModelServer:
@@ -75,6 +77,8 @@ class ModelServer:
             elif item is None:
                 await trio.sleep_forever()
             else:
+                if item == "reset" and isinstance(stream, trio.SocketStream):
+                    stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 return False
         return True
 
