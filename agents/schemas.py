@@ -7,7 +7,6 @@ from triops.agents.model import ModelInfo
 
 _NOTES = frozenset({"$schema", "$id", "$comment", "$defs", "definitions", "title", "examples", "deprecated"})
 _GOOGLE_REFUSES = frozenset({"additionalProperties", "default", "exclusiveMinimum", "exclusiveMaximum", "pattern"})
-_CHOICES = ("anyOf", "oneOf", "allOf")
 DEPTH = 16
 """References followed into each other; what lies deeper may be anything."""
 
@@ -23,23 +22,11 @@ def cleaned(schema: Mapping[str, Any], model: ModelInfo) -> Schema:
     refused = _NOTES | _GOOGLE_REFUSES if google else _NOTES
     definitions = {**schema.get("definitions", {}), **schema.get("$defs", {})}
     whole = cast("Schema", _clean(dict(schema), definitions, refused, DEPTH))
-    for choice in _CHOICES:
-        whole = _merged(whole, whole.pop(choice, ()), every=choice == "allOf")
-    return {**whole, "type": "object", "properties": whole.get("properties", {})}
-
-
-def _merged(whole: Schema, branches: Any, *, every: bool) -> Schema:
-    """An object with what its branches have; required is what each of them requires, or with `every` what any does."""
-    objects = [cast("Schema", branch) for branch in branches if isinstance(branch, dict)]
-    if not objects:
-        return whole
-    properties = {**whole.get("properties", {})}
-    for branch in objects:
-        properties |= branch.get("properties", {})
-    sets = [set[str](branch.get("required", ())) for branch in objects]
-    required = set[str].union(*sets) if every else set[str].intersection(*sets)
-    names = [*dict.fromkeys([*whole.get("required", ()), *sorted(required)])]
-    return {**whole, "properties": properties, **({"required": names} if names else {})}
+    properties: Schema = {**whole.get("properties", {})}
+    for choice in ("anyOf", "oneOf", "allOf"):
+        for branch in whole.pop(choice, ()):  # what each of them requires is left to the tool to say
+            properties |= branch.get("properties", {})
+    return {**whole, "type": "object", "properties": properties}
 
 
 def _clean(node: Any, definitions: Schema, refused: frozenset[str], depth: int) -> Any:

@@ -13,23 +13,18 @@ import msgspec
 HELD = 1 << 18
 """Characters held back at most while they may become a call."""
 
-_CALL_MARKS = {
-    "<tool_call>": "</tool_call>",
-    "<function=": "</function>",
-    "[TOOL_CALLS]": "",
-    "<|python_tag|>": "",
-}
+_THINK, _THOUGHT = "<think>", "</think>"
+_CALL_MARKS = {"<tool_call>": "</tool_call>", "<function=": "</function>", "[TOOL_CALLS]": "", "<|python_tag|>": ""}
 """What begins a call, and what ends it; nothing: the end of the reply."""
-_THINK = "<think>", "</think>"
 _BARE = re.compile(r"(?:```(?:json)?\s*)?\{\s*\"(?:name|type|function)\"\s*:")
 """A whole reply that is a call without any mark, as small models write it."""
 _BARE_BEGINNING = 40
 _FUNCTION = re.compile(r"<function=([^>\s]+)>(.*?)(?:</function>|$)", re.S)
 _PARAMETER = re.compile(r"<parameter=([^>\s]+)>\n?(.*?)\n?(?:</parameter>|(?=<parameter=)|$)", re.S)
 _NAMED = re.compile(r"([\w.-]+)\s*(?:\[ARGS\])?\s*(\{.*)", re.S)
+_FRAME = re.compile(r"</?tool_call>|\[TOOL_CALLS\]|<\|\w+\|>|```(?:json)?")
 
-Kind = Literal["text", "thinking", "call"]
-Part = tuple[Kind, str, str]
+Part = tuple[Literal["text", "thinking", "call"], str, str]
 """Text or thinking, and nothing; or `call`, the name of the tool and its arguments as JSON."""
 
 
@@ -40,15 +35,14 @@ class WrittenReader:
         self._tools = tools
         self._marks = _CALL_MARKS if tools else {}
         self._held: str = ""
-        self._end: str | None = None
-        """What ends the call or the thinking that is being written; None in plain text."""
-        self._thinking = False
-        self._thought = False
-        self._first = True
+        self._at: Literal["start", "thinking", "answer", "text", "call"] = "start"
+        """`answer` is the start of what follows a thought."""
+        self._end = ""
+        """What ends the call that is being written."""
 
     def feed(self, text: str) -> list[Part]:
         """The parts that `text` completes; what may become another kind of part waits."""
-        if self._end is None and not (self._first or self._held or "<" in text or "[" in text):
+        if self._at == "text" and not (self._held or "<" in text or "[" in text):
             return [("text", text, "")]
         self._held += text
         parts: list[Part] = []
@@ -56,62 +50,68 @@ class WrittenReader:
             pass
         if len(self._held) > HELD:
             parts += self.end()
-        return parts
+        return [part for part in parts if part[1]]
 
     def end(self) -> list[Part]:
         """What is left when the reply is over."""
-        held, self._held, bare = self._held, "", self._end is None
-        thinking, self._end, self._thinking = self._thinking, None, False
-        if thinking:
-            return [("thinking", held, "")]
-        calls = [] if bare and not _BARE.match(held.lstrip()) else self._calls(held)
+        held, at, self._held, self._at = self._held, self._at, "", "text"
+        if at == "thinking":
+            return [("thinking", held.rstrip(), "")]
+        calls = self._calls(held) if at == "call" or _BARE.match(held.lstrip()) else []
         return calls or ([("text", held, "")] if held else [])
 
     def _step(self, parts: list[Part]) -> bool:
-        """Take one part off what is held; False if there is nothing to take yet."""
-        if self._end is not None:
-            return self._within(parts, self._end)
-        if self._first:
-            start = self._held.lstrip()
-            if self._thought:
-                self._held = start
-            if not start or _THINK[0].startswith(start):
-                return False
-            if start.startswith(_THINK[0]):
-                self._first, self._thinking, self._end = False, True, _THINK[1]
-                self._held = start.removeprefix(_THINK[0])
-                return True
-            if self._tools and start[0] in "{`" and (_BARE.match(start) or len(start) < _BARE_BEGINNING):
-                return False
-            self._first = False
+        """Take off what is held what is sure; False if more has to come first."""
+        match self._at:
+            case "thinking":
+                return self._think(parts)
+            case "call":
+                return self._call(parts)
+            case "start" | "answer":
+                return self._begin()
+            case "text":
+                return self._find(parts)
+
+    def _begin(self) -> bool:
+        """Whether the reply begins with a thought, or is nothing but a call."""
+        start = self._held.lstrip()
+        if self._at == "answer":
+            self._held = start
+        if start.startswith(_THINK):
+            self._held, self._at = start.removeprefix(_THINK), "thinking"
+            return True
+        bare = self._tools and start[:1] in ("{", "`") and (_BARE.match(start) or len(start) < _BARE_BEGINNING)
+        if _THINK.startswith(start) or bare:
+            return False
+        self._at = "text"
+        return True
+
+    def _think(self, parts: list[Part]) -> bool:
+        thought, mark, rest = self._held.partition(_THOUGHT)
+        if mark:
+            self._at = "answer"
+        said = thought[: len(thought) - (0 if mark else _overlap(thought, _THOUGHT))].rstrip()
+        parts.append(("thinking", said, ""))  # an empty one, as of models that do not think, is none
+        self._held = rest if mark else thought[len(said) :]
+        return bool(mark)
+
+    def _find(self, parts: list[Part]) -> bool:
         at, mark = min(((at, m) for m in self._marks if (at := self._held.find(m)) >= 0), default=(-1, ""))
         if mark:
-            self._end = self._marks[mark]
+            self._at, self._end = "call", self._marks[mark]
         else:
             at = len(self._held) - max((_overlap(self._held, m) for m in self._marks), default=0)
-        if at:
-            parts.append(("text", self._held[:at], ""))
+        parts.append(("text", self._held[:at], ""))
         self._held = self._held[at:]
         return bool(mark)
 
-    def _within(self, parts: list[Part], end: str) -> bool:
-        if self._thinking and not self._thought:
-            self._held = self._held.lstrip()  # models that do not think say so with an empty thought
-        at = self._held.find(end) if end else -1
+    def _call(self, parts: list[Part]) -> bool:
+        at = self._held.find(self._end) if self._end else -1
         if at < 0:
-            keep = _overlap(self._held, end)
-            if self._thinking and len(self._held) > keep:
-                parts.append(("thinking", self._held[: len(self._held) - keep], ""))
-                self._held, self._thought = self._held[len(self._held) - keep :], True
             return False
-        whole, self._held = self._held[: at + len(end)], self._held[at + len(end) :]
-        if self._thinking:
-            if thought := whole.removesuffix(end):
-                parts.append(("thinking", thought, ""))
-            self._first = self._thought = True  # what follows a thought begins as a reply does, without its blank lines
-        else:
-            parts += self._calls(whole) or [("text", whole, "")]
-        self._end, self._thinking = None, False
+        whole, self._held = self._held[: at + len(self._end)], self._held[at + len(self._end) :]
+        parts += self._calls(whole) or [("text", whole, "")]
+        self._at = "text"
         return True
 
     def _calls(self, written: str) -> list[Part]:
@@ -131,13 +131,11 @@ class WrittenReader:
 def _read(written: str) -> Iterator[tuple[str, Any]]:
     """Names and arguments of what may be calls."""
     if "<function=" in written:
-        for name, body in _FUNCTION.findall(written):
-            yield name, _PARAMETER.findall(body)
+        yield from ((name, _PARAMETER.findall(body)) for name, body in _FUNCTION.findall(written))
         return
-    body = re.sub(r"</?tool_call>|\[TOOL_CALLS\]|<\|\w+\|>|```(?:json)?", "", written).strip()
+    body = _FRAME.sub("", written).strip()
     if (named := _NAMED.match(body)) and isinstance(values := _value(named[2]), dict):
         yield named[1], cast("Any", values)
-        return
     while body[:1] in ("{", "["):
         try:
             value, end = json.JSONDecoder().raw_decode(body)

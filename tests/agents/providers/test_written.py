@@ -55,7 +55,7 @@ DIALECTS = {
     "bare in a fence": (f"```json\n{CALL}\n```", ONE),
     "bare as a function": ('{"type": "function", "function": {"name": "read", "arguments": {"path": "1"}}}', ONE),
     "arguments in a text": ('<tool_call>{"name": "read", "arguments": "{\\"path\\": \\"1\\"}"}</tool_call>', ONE),
-    "after a thought": (f"<think>\nhm\n</think>\n\n<tool_call>{CALL}</tool_call>", [("thinking", "hm\n"), *ONE]),
+    "after a thought": (f"<think>\nhm\n</think>\n\n<tool_call>{CALL}</tool_call>", [("thinking", "\nhm"), *ONE]),
 }
 
 
