@@ -5,7 +5,7 @@ Needs no gateway: it finds the model as a run does, with the same configuration,
 
 import os
 import time
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,8 +13,8 @@ from triops.gateway.cli.failures import Failure
 from triops.gateway.cli.output import json_option, show
 
 if TYPE_CHECKING:
-    from triops.agents.model import ModelInfo
-    from triops.runtime.models import Resolved
+    from triops.runtime.models import ModelCatalog
+    from triops.runtime.warmup import Warmup
 
 SECONDS = 300.0
 """For all of it: a local server may load the weights first."""
@@ -31,19 +31,7 @@ def command(ref: str | None) -> None:
     """
     import trio
 
-    from triops.agents.errors import ProviderError
-    from triops.runtime.errors import RuntimeFault
-
-    try:
-        found = trio.run(_test, ref)
-    except* ProviderError as group:
-        error = _first(group)
-        told = {"code": "MODEL_FAILED", "kind": error.kind, "status": error.status, "detail": error.detail}
-        raise Failure(str(error), f"It said: {error.detail}" if error.detail else "", error=told) from None
-    except* RuntimeFault as group:
-        raise Failure(str(_first(group)), error={"code": "MODEL_NOT_FOUND"}) from None
-    except* trio.TooSlowError:
-        raise Failure(f"no answer within {SECONDS:g} s", error={"code": "TIMEOUT"}) from None
+    found = trio.run(_test, ref)
     tools = "takes tools" if found["tools"] else "is asked without tools"
     show(found, f"{found['model']} answers and {tools}. First word after {found['firstMs']} ms: {found['text']!a}")
 
@@ -51,39 +39,46 @@ def command(ref: str | None) -> None:
 async def _test(ref: str | None) -> dict[str, Any]:
     import trio
 
+    from triops.agents.errors import ProviderError
     from triops.runtime.bus import Bus
     from triops.runtime.clock import system_clock
     from triops.runtime.compose import open_catalog
     from triops.runtime.config_file import load_config
-    from triops.runtime.errors import NotFound
+    from triops.runtime.errors import RuntimeFault
     from triops.runtime.logs import Log
     from triops.runtime.paths import locate
     from triops.runtime.warmup import open_warmup
 
-    async def no_prompt(model: "ModelInfo") -> str:
+    async def no_prompt(model: object) -> str:
         return ""
 
     paths, log = locate(os.environ), Log()
     loaded = load_config(paths, os.environ)
-    with trio.fail_after(SECONDS):
+    with trio.move_on_after(SECONDS):
         async with open_catalog(loaded, paths, redactor=log.redactor) as catalog, trio.open_nursery() as nursery:
             with open_warmup(catalog, bus=Bus(log), clock=system_clock, log=log, system_prompt=no_prompt) as warmup:
                 nursery.start_soon(warmup.run)
-                name = ref or await warmup.default()
-                if name is None:
-                    raise NotFound(
-                        "there is no model to test: configure one, or name it; triops models list shows them"
-                    )
-                found = await _ask(await catalog.resolve(name))
+                try:
+                    found = await _ask(ref, catalog, warmup)
+                except ProviderError as error:
+                    told = {"code": "MODEL_FAILED", "kind": error.kind, "status": error.status, "detail": error.detail}
+                    hint = f"It said: {error.detail}" if error.detail else ""
+                    raise Failure(str(error), hint, error=told) from None
+                except RuntimeFault as error:
+                    raise Failure(str(error), error={"code": "MODEL_NOT_FOUND"}) from None
                 nursery.cancel_scope.cancel(reason="the test is over")
                 return found
-    raise AssertionError("the deadline raises")
+    raise Failure(f"no answer within {SECONDS:g} s", error={"code": "TIMEOUT"})
 
 
-async def _ask(resolved: "Resolved") -> dict[str, Any]:
+async def _ask(ref: str | None, catalog: "ModelCatalog", warmup: "Warmup") -> dict[str, Any]:
     from triops.agents.messages import UserMessage
     from triops.agents.model import ModelRequest, RetryNotice, TextDelta, ToolSchema
 
+    name = ref or await warmup.default()
+    if name is None:
+        raise Failure("there is no model to test", "Configure one, or name it: triops models list")
+    resolved = await catalog.resolve(name)
     info = resolved.info
     with_tools = info.compat.supports_tools and not info.demo
     request = ModelRequest(
@@ -95,19 +90,10 @@ async def _ask(resolved: "Resolved") -> dict[str, Any]:
     )
     start, first, text = time.monotonic(), 0.0, ""
     async with resolved.provider.stream(request) as batches:
-        async for batch in batches:
-            for event in batch:
-                if isinstance(event, RetryNotice):
-                    click.echo(f"{event.reason}; asked again in {event.delay:g} s …", err=True)
-                    continue
-                first = first or time.monotonic() - start
-                text += event.text if isinstance(event, TextDelta) else ""
-    ms = round(first * 1000)
-    return {"ok": True, "model": str(info.ref), "firstMs": ms, "text": text[:80], "tools": with_tools}
-
-
-def _first(group: BaseException) -> Any:
-    error = group
-    while isinstance(error, BaseExceptionGroup):  # of several, the first says enough
-        error = cast("BaseExceptionGroup[BaseException]", error).exceptions[0]
-    return error
+        async for event in (event async for batch in batches for event in batch):
+            if isinstance(event, RetryNotice):
+                click.echo(f"{event.reason}; asked again in {event.delay:g} s …", err=True)
+                continue
+            first = first or time.monotonic() - start
+            text += event.text if isinstance(event, TextDelta) else ""
+    return {"ok": True, "model": str(info.ref), "firstMs": round(first * 1000), "text": text[:80], "tools": with_tools}

@@ -51,9 +51,9 @@ async def test_a_model_server_of_ones_own_from_the_first_word_to_its_restart(tmp
     there, count = f"127.0.0.1:{port}", iter(range(99))
     async with open_test_gateway(tmp_path, config=config(port), providers=(), environ=environ) as host:
 
-        async def told(words: str, **more: Any) -> str:
+        async def told(words: str, method: str = "agent", **more: Any) -> str:
             asked = {"message": words, "sessionKey": "main", "idempotencyKey": f"story-{next(count)}", **more}
-            answer = await host.http("POST", "/rpc/agent?wait=final", asked)
+            answer = await host.http("POST", f"/rpc/{method}?wait=final", asked)
             assert KEY not in str(answer.body)
             return str(answer.body)
 
@@ -63,7 +63,9 @@ async def test_a_model_server_of_ones_own_from_the_first_word_to_its_restart(tmp
             assert "qwen/qwen3 heard: Hello!" in await told("Hello!")
             looked = await told("Which sessions?")
             assert "There is main." in looked and "tool_call" not in looked and "think" not in looked
-            assert "gemma heard: And you?" in await told("And you?", model="lmstudio/gemma")
+            assert "lmstudio/gemma" in await told("/model lmstudio/gemma", method="chat.send")
+            assert "gemma heard: And you?" in await told("And you?")
+            await told("/model default", method="chat.send")
             assert "qwen/qwen3 heard: You again?" in await told("You again?")
             locked = await told("Locked?")
             assert "lmstudio/qwen/qwen3 request failed (not authorised, HTTP 401); " in locked and "apiKey" in locked
