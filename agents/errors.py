@@ -55,6 +55,8 @@ class ContextOverflow(ProviderError):
         super().__init__("context_overflow", message, status=status, detail=detail)
         self.window = window
         """Tokens that the model takes, as far as the provider said it."""
+        self.spoke = False
+        """The reply had begun."""
 
 
 class ToolError(Exception):

@@ -112,7 +112,7 @@ async def run_turn(
             reply = await _ask(provider, turn, messages, step, emit, mark, now)
         except ContextOverflow as error:
             model, smaller = refit(turn.model, turn.system, turn.schemas, messages, error.window)
-            if refitted or (model.max_tokens, smaller) == (turn.model.max_tokens, messages):
+            if refitted or error.spoke or (model.max_tokens, smaller) == (turn.model.max_tokens, messages):
                 raise
             refitted = True
             words = f"{error}; asked again with {len(smaller)} of {len(messages)} messages"
@@ -190,6 +190,8 @@ async def _ask(
         if message is None:
             raise ProviderError("empty_response", f"{turn.model.ref} ended its answer without finishing it")
     except BaseException as error:
+        if isinstance(error, ContextOverflow):
+            error.spoke = size > 0
         emit(MessageEnd(index, message or cut_short(received, turn.model, error, now())))
         raise
     emit(MessageEnd(index, message))

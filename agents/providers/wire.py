@@ -125,6 +125,14 @@ class HttpProvider:
         hidden = [secret for value in headers.values() if len(secret := value.removeprefix("Bearer ")) > 3]
         return {"user-agent": "triops", **headers}, Faults(asked, hidden, self._key_hint)
 
+    async def check_cool(self, request: ModelRequest) -> None:
+        """Raises, as it failed before, the credential's failure if it cools and another model can answer."""
+        if request.has_other and self.cooling is not None:
+            failed, until, failure = self.cooling
+            headers, _ = await self.sign(str(request.model.ref))
+            if failed == _stand_in(headers) and trio.current_time() < until:
+                raise failure.with_traceback(None)
+
     def stream(self, request: ModelRequest) -> "EventStream":
         return stream_reply(self, request)
 
@@ -149,6 +157,11 @@ class HttpProvider:
         return await self.http.get_json(self.dialect.models_url(self.base_url), headers, faults, idle=self.idle)
 
 
+def _stand_in(headers: Mapping[str, str]) -> int:
+    """What tells credentials apart and gives none of them away."""
+    return hash(frozenset(headers.items()))
+
+
 EventStream = AbstractAsyncContextManager[trio.abc.ReceiveChannel[Sequence[ProviderEvent]]]
 
 
@@ -159,6 +172,7 @@ async def stream_reply(provider: HttpProvider, request: ModelRequest) -> AsyncGe
     A failure that may pass and that came before anything was streamed is announced by a `RetryNotice` and tried
     again, at most twice and within the client's patience; every other one is raised.
     """
+    await provider.check_cool(request)
     body = provider.dialect.encode(request, provider.base_url, provider.memo)
     last_start = trio.current_time() + provider.http.patience
     for retry, pause in enumerate((*RETRY_PAUSES, None), start=1):
@@ -186,11 +200,7 @@ def _delay(error: ProviderError, pause: float) -> float | None:
 @asynccontextmanager
 async def _ask(provider: HttpProvider, request: ModelRequest, body: bytes) -> AsyncGenerator["_Answer", None]:
     headers, faults = await provider.sign(str(request.model.ref))
-    credential = hash(frozenset(headers.items()))
-    if request.has_other and provider.cooling is not None:
-        failed, until, failure = provider.cooling
-        if failed == credential and trio.current_time() < until:
-            raise failure
+    credential = _stand_in(headers)
     headers["content-type"] = "application/json"
     draft = Draft(request.model, provider.dialect.api, faults, provider.now)
     draft.tools = {tool.name: tool.parameters for tool in request.tools}
@@ -205,16 +215,17 @@ async def _ask(provider: HttpProvider, request: ModelRequest, body: bytes) -> As
                 provider.cooling = credential, trio.current_time() + wait, failure
             raise failure
         provider.cooling = None
-        yield _Answer(response, provider.dialect.parser(draft), faults)
+        yield _Answer(response, provider.dialect.parser(draft), faults, max(LIFE_LIMIT, provider.idle))
 
 
 class _Answer:
     """One stream of events while it is read."""
 
-    def __init__(self, response: Response, parser: Parser, faults: Faults) -> None:
+    def __init__(self, response: Response, parser: Parser, faults: Faults, life: float) -> None:
         self._response = response
         self._parser = parser
         self._faults = faults
+        self._life = life
         self._sse = SseParser()
         self._error: ProviderError | None = None
         self._over = False
@@ -226,7 +237,7 @@ class _Answer:
         if self._over:
             await self._drain()
             return []
-        limit = trio.current_time() + LIFE_LIMIT
+        limit = trio.current_time() + self._life
         while data := await self._response.read():
             batch = self._parse(data)
             if batch:
@@ -235,7 +246,7 @@ class _Answer:
             if self._error:
                 raise self._error
             if trio.current_time() > limit:
-                raise self._faults.stuck(LIFE_LIMIT)
+                raise self._faults.stuck(self._life)
         self._over = True
         return [self._parser.end()]
 

@@ -54,21 +54,24 @@ async def _test(ref: str | None) -> dict[str, Any]:
 
     paths, log = locate(os.environ), Log()
     loaded = load_config(paths, os.environ)
+    bus, found = Bus(log), dict[str, Any]()
     with trio.move_on_after(SECONDS):
-        async with open_catalog(loaded, paths, redactor=log.redactor) as catalog, trio.open_nursery() as nursery:
-            with open_warmup(catalog, bus=Bus(log), clock=system_clock, log=log, system_prompt=no_prompt) as warmup:
-                nursery.start_soon(warmup.run)
-                try:
-                    found = await _ask(ref, catalog, warmup)
-                except ProviderError as error:
-                    told = {"code": "MODEL_FAILED", "kind": error.kind, "status": error.status, "detail": error.detail}
-                    hint = f"It said: {error.detail}" if error.detail else ""
-                    raise Failure(str(error), hint, error=told) from None
-                except RuntimeFault as error:
-                    raise Failure(str(error), error={"code": "MODEL_NOT_FOUND"}) from None
-                nursery.cancel_scope.cancel(reason="the test is over")
-                return found
-    raise Failure(f"no answer within {SECONDS:g} s", error={"code": "TIMEOUT"})
+        async with open_catalog(loaded, paths, redactor=log.redactor) as catalog:
+            with open_warmup(catalog, bus=bus, clock=system_clock, log=log, system_prompt=no_prompt) as warmup:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(warmup.run)
+                    try:
+                        found = await _ask(ref, catalog, warmup)
+                    except ProviderError as error:
+                        told = {"kind": error.kind, "status": error.status, "detail": error.detail}
+                        hint = f"It said: {error.detail}" if error.detail else ""
+                        raise Failure(str(error), hint, error={"code": "MODEL_FAILED", **told}) from None
+                    except RuntimeFault as error:
+                        raise Failure(str(error), error={"code": "MODEL_NOT_FOUND"}) from None
+                    nursery.cancel_scope.cancel(reason="the test is over")
+    if not found:
+        raise Failure(f"no answer within {SECONDS:g} s", error={"code": "TIMEOUT"})
+    return found
 
 
 async def _ask(ref: str | None, catalog: "ModelCatalog", warmup: "Warmup") -> dict[str, Any]:

@@ -468,3 +468,11 @@ async def test_a_call_of_the_model_that_is_not_allowed_is_not_made_and_what_was_
     with pytest.raises(LimitReached, match="enough"):
         await stage.play()
     assert len(stage.asked) == 1 and [len(saved) for saved in stage.saves] == [2]
+
+
+async def test_a_reply_that_outgrew_the_window_is_kept_and_not_begun_again():
+    stage = Stage([*said("Once upon"), ContextOverflow("full", window=1_000)], said("never"))
+    with pytest.raises(ContextOverflow, match="full"):
+        await stage.play()
+    end = stage.events[-1]
+    assert isinstance(end, MessageEnd) and end.message.text == "Once upon" and len(stage.asked) == 1

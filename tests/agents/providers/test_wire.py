@@ -372,3 +372,13 @@ async def test_a_key_is_asked_again_once_it_cooled(server, provider, hello, ask,
         assert len(server.asked) == asked
     await trio.sleep(15)
     assert (await collect(provider, ask(has_other=True)))[-1].message.text == "Hello"
+
+
+async def test_a_busy_provider_is_tried_again_before_another_model_is(server, provider, ask, collect, patient_clock):
+    server.answers = [[failure(429)]]
+    with pytest.raises(ProviderError, match="too many requests"):
+        await collect(provider, ask(has_other=True))
+    assert len(server.asked) == 3
+    with pytest.raises(ProviderError, match="too many requests"):
+        await collect(provider, ask(has_other=True))
+    assert len(server.asked) == 3, "while it cools the other one has its turn"
