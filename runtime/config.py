@@ -273,7 +273,7 @@ class ModelsConfig(msgspec.Struct, frozen=True, rename="camel"):
     """`replace`: only what stands here; nothing is discovered."""
     patience_seconds: Seconds = 20
     """So long a failed request is tried again before the next model, or the error, has its turn; a silence that lasts
-    longer is told of."""
+    longer is told of. With 0 neither."""
     spend: SpendConfig = SpendConfig()
     """What they may cost."""
     providers: dict[str, ProviderConfig] = {}

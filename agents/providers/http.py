@@ -321,7 +321,7 @@ class _Connection:
             raise (_cut(self.name) if self._ended else _not_http(self.name)) from error
 
     async def _receive(self, idle: float) -> None:
-        quiet = min(self._patience, idle)
+        quiet = min(self._patience or idle, idle)
         data = await self._wait(quiet)
         if data is None and quiet < idle:
             self._late(f"{self.name} has been silent for {quiet:g} s; it is given up after {idle:g} s")

@@ -483,3 +483,16 @@ async def test_a_certificate_of_ones_own_is_believed_by_choice(server, secure_ur
     )
     assert await client.get_json(secure_url, {}, FAULTS) == {}
     await client.aclose()
+
+
+@pytest.mark.parametrize(("patience", "told"), [(5, 1), (0, 0), (20, 0)])
+async def test_an_answer_over_tls_that_comes_late_is_told_of_and_arrives(
+    server, secure_url, authority, patient_clock, patience, told
+):
+    server.answers = [[10.0, OK]]
+    client = HttpClient(tls=ssl.create_default_context(cafile=str(authority)), patience=patience)
+    words: list[str] = []
+    async with client.stream("GET", secure_url, {}, idle=30, late=words.append) as response:
+        assert await response.body() == b"{}"
+    assert len(words) == told
+    await client.aclose()
