@@ -3,6 +3,7 @@
 from typing import Any
 
 import msgspec
+import trio
 
 from triops.gateway import wire
 from triops.gateway.errors import WireError
@@ -16,6 +17,7 @@ from triops.runtime.store import sessions as stored
 from triops.runtime.store.sessions import Placed
 
 HISTORY_BYTES = 6 * 1024 * 1024
+STORED_WITHIN = 5.0  # seconds that an abort waits for the disk
 
 
 @method("chat.send", scope="operator.write")
@@ -29,7 +31,7 @@ async def chat_send(call: Call, params: ChatSend) -> Any:
     key = intake.session_key(call, params.session_key, params.agent_id)
     command = None if params.suppress_command_interpretation else commands.parse(params.message)
     if command is not None and command.name == "stop":
-        return _abort(call, key, None)
+        return await _abort(call, key, None)
     message = intake.user_message(call, params.message, params.attachments, params.idempotency_key)
     wanted = intake.submission(
         call,
@@ -51,10 +53,10 @@ async def chat_send(call: Call, params: ChatSend) -> Any:
 async def chat_abort(call: Call, params: ChatAbort) -> dict[str, Any]:
     """Stop one run, or all of a session, waiting ones first. The terminals follow as events."""
     key = intake.session_key(call, params.session_key, params.agent_id)
-    return _abort(call, key, params.run_id)
+    return await _abort(call, key, params.run_id)
 
 
-def _abort(call: Call, key: str, run_id: str | None) -> dict[str, Any]:
+async def _abort(call: Call, key: str, run_id: str | None) -> dict[str, Any]:
     runs = call.services.runtime.runs
     wanted: list[Run] = runs.open_runs(key)
     if run_id is not None:
@@ -63,8 +65,14 @@ def _abort(call: Call, key: str, run_id: str | None) -> dict[str, Any]:
             raise WireError("INVALID_REQUEST", "runId does not match sessionKey")
         wanted = [run] if run is not None else []
     waiting_first = sorted(wanted, key=lambda run: run.state is RunState.RUNNING)
-    stopped = [run.id for run in waiting_first if runs.abort(run, "rpc")]
-    return {"ok": True, "aborted": bool(stopped), "runIds": stopped}
+    stopped = [run for run in waiting_first if runs.abort(run, "rpc")]
+    with trio.move_on_after(STORED_WITHIN) as late:
+        for run in stopped:
+            if not run.begun:  # it would run after a restart, were it not on disk that it is over
+                await run.ended.wait()
+    if late.cancelled_caught:
+        raise WireError("UNAVAILABLE", "what was stopped could not be stored yet; ask again", retryable=True)
+    return {"ok": True, "aborted": bool(stopped), "runIds": [run.id for run in stopped]}
 
 
 @method("chat.history", scope="operator.read")

@@ -69,17 +69,17 @@ class Lane:
 
     def take_steering(self) -> list[Run]:
         """The waiting runs that the active turn may take in now: people's words at the head that want to steer."""
-        taken: list[Run] = []
-        while self.queue and _joins(self.queue[0], "steer"):
-            taken.append(self.queue.popleft())
-        return taken
+        return self._take("steer")
 
     def take_collected(self, head: Run) -> list[Run]:
         """The waiting runs behind `head` that want to share its turn."""
+        return self._take("collect") if _joins(head, "collect") else []
+
+    def _take(self, mode: QueueMode) -> list[Run]:
         taken: list[Run] = []
-        if _joins(head, "collect"):
-            while self.queue and _joins(self.queue[0], "collect"):
-                taken.append(self.queue.popleft())
+        while self.queue and _joins(self.queue[0], mode):
+            taken.append(self.queue.popleft())
+            taken[-1].taken = True
         return taken
 
     def put_first(self, run: Run) -> list[Run]:
@@ -90,6 +90,8 @@ class Lane:
 
     def give_back(self, runs: list[Run]) -> None:
         """What was taken waits again, where it was."""
+        for run in runs:
+            run.taken = False
         self.queue.extendleft(reversed(runs))
 
 

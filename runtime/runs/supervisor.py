@@ -15,7 +15,7 @@ from triops.agents.kept import Kept
 from triops.agents.messages import AssistantMessage, SystemMessage, Text
 from triops.runtime.boundaries import contain
 from triops.runtime.bus import Bus
-from triops.runtime.clock import Clock
+from triops.runtime.clock import Clock, InThread
 from triops.runtime.errors import Busy, NotFound, Unavailable
 from triops.runtime.events import RunEnded, SessionChanged
 from triops.runtime.history import KEPT, Past
@@ -27,6 +27,7 @@ from triops.runtime.runs.worker import Turn, Worker, announce, settled
 from triops.runtime.sessions import Session
 from triops.runtime.store import runs as stored_runs
 from triops.runtime.store import sessions as stored_sessions
+from triops.runtime.store.aside import Aside
 from triops.runtime.store.runs import Acceptance, Stored
 from triops.runtime.store.sessions import Placed
 from triops.runtime.store.sqlite import Outcome, Store
@@ -74,8 +75,12 @@ class Supervisor:
         lanes: Lanes,
         turn: Callable[[Run], Turn],
         budget: float,
+        aside: Aside,
+        in_thread: InThread,
     ) -> None:
         self._store = store
+        self._aside = aside
+        self._in_thread = in_thread
         self._bus = bus
         self._clock = clock
         self._log = log
@@ -92,6 +97,8 @@ class Supervisor:
             pasts=self._pasts,
             turn=turn,
             budget=budget,
+            aside=aside,
+            in_thread=in_thread,
         )
         self._send, self._receive = trio.open_memory_channel[_Request](INBOX_CAPACITY)
         self.life = trio.CancelScope()
@@ -241,10 +248,15 @@ class Supervisor:
 
     async def recover(self, *, max_age_ms: int) -> None:
         """After a start: end what was cut off, tell it, and queue what waits."""
-        now = self._clock()
-        ended, waiting = await self._store.write(lambda db: stored_runs.recover(db, now, max_age_ms=max_age_ms))
+        now, told = self._clock(), dict(self._aside.ends)
+        ended, waiting = await self._store.write(
+            lambda db: stored_runs.recover(db, now, max_age_ms=max_age_ms, told=told)
+        )
+        await self._in_thread(partial(self._aside.remove, *told))
         for stored in ended:
             assert stored.terminal is not None
+            if stored.submission.run_id in told or stored.terminal.merged_into in told:
+                continue
             self._log.warning("a run did not survive the restart", run=stored.submission.run_id)
             self._bus.publish(RunEnded(info_of(stored.submission, stored.session), 1, now, stored.terminal))
         for stored in waiting:
@@ -373,13 +385,25 @@ async def open_supervisor(
     budget: float,
     max_age_ms: int,
     grace: float,
+    aside: Aside,
+    in_thread: InThread,
 ) -> AsyncGenerator[Supervisor]:
     """Recover what a restart left, then accept and run until the block ends.
 
     `turn` makes the turn of a run. Leaving the block stops the intake, lets runs finish for `grace` seconds, then ends
-    them (`aborted`, `restart`); what is queued stays queued on disk for the next start.
+    them (`aborted`, `restart`); what is queued stays queued on disk for the next start. `aside` stays its owner's.
     """
-    supervisor = Supervisor(store=store, bus=bus, clock=clock, log=log, lanes=lanes, turn=turn, budget=budget)
+    supervisor = Supervisor(
+        store=store,
+        bus=bus,
+        clock=clock,
+        log=log,
+        lanes=lanes,
+        turn=turn,
+        budget=budget,
+        aside=aside,
+        in_thread=in_thread,
+    )
     async with trio.open_nursery() as nursery:
         await nursery.start(supervisor.serve, name="agent-run supervisor")
         supervisor.life.shield = True  # not before: a start that is cancelled has to end it
