@@ -5,7 +5,7 @@ the runtime drain while finals still reach them, and closes them with 1012.
 """
 
 from collections.abc import AsyncGenerator, Generator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from errno import EADDRINUSE
 from uuid import uuid4
 
@@ -17,8 +17,8 @@ from triops.gateway.door import Caller, Door, caller_of
 from triops.gateway.errors import WireError, error_shape, http_status
 from triops.gateway.handlers.system import health_summary
 from triops.gateway.hello import TICK_MS
-from triops.gateway.http.exchange import refuse, serve_http
-from triops.gateway.http.head import HeadError, read_head
+from triops.gateway.http.exchange import Answer, HttpResponse, refuse, serve_http
+from triops.gateway.http.head import Head, HeadError, read_head
 from triops.gateway.http.routes import Routes
 from triops.gateway.locality import normalise_address
 from triops.gateway.services import Services
@@ -28,7 +28,7 @@ from triops.runtime.compose import Runtime
 from triops.runtime.runs.state import RunState
 
 HEALTH_EVERY = 60.0  # seconds
-UNAUTHENTICATED_PER_ADDRESS = 32  # sockets that have not said hello; past it 503
+UNAUTHENTICATED_PER_ADDRESS = 32  # sockets that asked, and have neither said hello nor had a call let in; past it 503
 BACKLOG = 1024  # a burst of connects waits in the kernel, and is answered 503 rather than reset
 GRACE = 10.0  # seconds that runs may take to finish when the gateway stops
 CLOSE_GRACE = 2.0  # seconds for the goodbyes
@@ -49,8 +49,8 @@ class Gateway:
         self._accepting = trio.CancelScope()
         self._over = trio.Event()
         self._connections: set[Connection] = set()
-        self._upgrading: list[str] = []
-        """Addresses of sockets on their way to being one."""
+        self._strangers: list[str] = []
+        """Addresses of sockets on their way to being one, or that asked over HTTP and have shown no secret."""
         self._answers: set[trio.Event] = set()
         """One for each HTTP request whose answer is not written yet."""
         self._stopping = False
@@ -109,14 +109,13 @@ class Gateway:
     async def _serve(self, transport: Transport, address: str) -> None:
         try:
             head = await read_head(transport)
+            caller = caller_of(address, head.headers)
+            if not head.is_websocket:
+                await self._serve_http(transport, caller.address)
+                return
         except HeadError as error:
             if error.status:
                 await self._refuse(transport, address, error.status, str(error))
-            return
-        caller = caller_of(address, head.headers)
-        if not head.is_websocket:
-            routes = Routes(self.services, self.door, address, stopping=lambda: self._stopping)
-            await serve_http(transport, routes.admit, self._busy)
             return
         try:
             self.door.check_head(caller)
@@ -127,6 +126,33 @@ class Gateway:
             await self._refuse(transport, address, 503, "the gateway is stopping")
             return
         await self._upgrade(transport, caller)
+
+    async def _serve_http(self, transport: Transport, address: str) -> None:
+        routes = Routes(self.services, self.door, address, stopping=lambda: self._stopping)
+        crowded = self._is_crowded(address)
+        with self._stranger(address) as stranger:
+
+            async def admit(head: Head) -> Answer | HttpResponse:
+                answer = await routes.admit(head)
+                if not isinstance(answer, HttpResponse):
+                    stranger.close()
+                elif crowded:
+                    most = UNAUTHENTICATED_PER_ADDRESS
+                    raise HeadError(503, f"{most} connections of this address show no token; close some, or send one")
+                return answer
+
+            await serve_http(transport, admit, self._busy)
+
+    def _is_crowded(self, address: str) -> bool:
+        known = sum(connection.unknown and connection.actor == address for connection in self._connections)
+        return self._strangers.count(address) + known >= UNAUTHENTICATED_PER_ADDRESS
+
+    def _stranger(self, address: str) -> ExitStack:
+        """Count a socket among those of its address that have proven nothing, until what this gives is closed."""
+        self._strangers.append(address)
+        counted = ExitStack()
+        counted.callback(self._strangers.remove, address)
+        return counted
 
     async def _refuse(self, transport: Transport, address: str, status: int, reason: str) -> None:
         self.services.log.refusal("refused a request", status=status, reason=reason, peer=address)
@@ -143,9 +169,7 @@ class Gateway:
             written.set()
 
     async def _upgrade(self, transport: Transport, caller: Caller) -> None:
-        waiting = self._upgrading.count(caller.address)
-        waiting += sum(connection.unknown and connection.actor == caller.address for connection in self._connections)
-        if waiting >= UNAUTHENTICATED_PER_ADDRESS:
+        if self._is_crowded(caller.address):
             await self._refuse(transport, caller.address, 503, "Too many unauthenticated sockets")
             return
         connection: Connection | None = None
@@ -154,17 +178,15 @@ class Gateway:
             nonlocal connection
             connection = made
             self._connections.add(made)
-            self._upgrading.remove(caller.address)
+            stranger.close()
 
-        self._upgrading.append(caller.address)
-        try:
-            await serve_websocket(transport, caller, self.services, self.door, opened=opened)
-        finally:
-            if connection is None:
-                self._upgrading.remove(caller.address)
-            else:
-                self._connections.discard(connection)
-                connection.left()
+        with self._stranger(caller.address) as stranger:
+            try:
+                await serve_websocket(transport, caller, self.services, self.door, opened=opened)
+            finally:
+                if connection is not None:
+                    self._connections.discard(connection)
+                    connection.left()
 
     async def _tick(self) -> None:
         """Tell every client that the connection lives, until cancelled."""

@@ -62,10 +62,13 @@ async def refuse(transport: Transport, status: int, message: str) -> None:
 
 
 async def serve_http(transport: Transport, admit: Admit, busy: Callable[[], AbstractContextManager[None]]) -> None:
-    """Serve requests until the peer closes, errs or is silent for `IDLE` seconds. Does not close the transport.
+    """Serve requests until the peer closes or is silent for `IDLE` seconds. Does not close the transport.
 
     No body is read before its head is admitted; who is not let in and sends one loses the connection. From a whole
     request to its written answer the connection is inside `busy()`.
+
+    Raises:
+        HeadError: the peer erred, or `admit` wants no more of it; the caller says so.
     """
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
     try:
@@ -73,9 +76,7 @@ async def serve_http(transport: Transport, admit: Admit, busy: Callable[[], Abst
             connection.start_next_cycle()
     except h11.RemoteProtocolError as error:
         message = str(error).partition(": bytearray")[0]
-        await refuse(transport, error.error_status_hint if error.error_status_hint >= 400 else 400, message)
-    except HeadError as error:
-        await refuse(transport, error.status, str(error))
+        raise HeadError(error.error_status_hint if error.error_status_hint >= 400 else 400, message) from None
 
 
 async def _serve_one(

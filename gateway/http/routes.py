@@ -78,7 +78,7 @@ class Routes:
         if isinstance(payload, ErrorShape):
             payload = _refusal(payload)
         response = payload if isinstance(payload, HttpResponse) else HttpResponse(200, payload)
-        if 400 <= response.status < 500:
+        if response.status >= 400 and response.status != 500:
             asked = f"{head.method} {head.path[:200]}"
             reason = response.payload
             self._services.log.refusal(
@@ -88,6 +88,8 @@ class Routes:
 
     def _probe(self, head: Head) -> HttpResponse:
         if head.method not in ("GET", "HEAD"):
+            reason = f"{head.method} {head.path}: use GET or HEAD"
+            self._services.log.refusal("refused a request", status=405, reason=reason, peer=self._address)
             return _not_allowed("GET, HEAD")
         if PROBES[head.path] == "live":
             return HttpResponse(200, {"ok": True, "status": "live"})

@@ -84,6 +84,56 @@ async def test_a_head_that_cannot_be_read_is_logged_with_its_peer(tmp_path: Path
 
 
 @pytest.mark.parametrize(
+    ("request_", "status", "reason"),
+    [
+        (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nHost: x\r\n\r\n", 400, "Found multiple Host: headers"),
+        (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nExpect: x\r\n\r\n", 417, "no other Expect"),
+        (b"POST /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", 405, "POST /healthz: use GET or HEAD"),
+    ],
+)
+async def test_a_request_that_http_or_a_probe_refuses_is_logged_with_its_peer(
+    tmp_path: Path, request_: bytes, status: int, reason: str
+) -> None:
+    async with open_test_gateway(tmp_path) as host:
+        stream = host.dial("127.0.0.1")
+        await stream.send_all(request_)
+        assert (await read_answer(stream)).status == status
+        (told,) = host.warnings()
+        assert told.fields["reason"].startswith(reason)
+        assert (told.fields["status"], told.fields["peer"]) == (status, "127.0.0.1")
+
+
+PROBE = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+CALL = b"GET /status HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %s\r\n\r\n" % TOKEN.encode()
+
+
+async def test_kept_alive_connections_without_a_token_are_limited_and_one_with_it_is_always_let_in(
+    tmp_path: Path,
+) -> None:
+    async with open_test_gateway(tmp_path) as host:
+
+        async def ask(request: bytes, stream: Any = None) -> tuple[int, Any]:
+            stream = stream or host.dial("127.0.0.1")
+            await stream.send_all(request)
+            return (await read_answer(stream)).status, stream
+
+        shown = [await ask(CALL) for _ in range(UNAUTHENTICATED_PER_ADDRESS + 1)]
+        assert {status for status, _ in shown} == {200}
+        held = [await ask(PROBE) for _ in range(UNAUTHENTICATED_PER_ADDRESS)]
+        assert {status for status, _ in held} == {200}
+        assert (await ask(PROBE))[0] == 503
+        assert "show no token" in host.warnings()[-1].fields["reason"]
+        with pytest.raises(Refused):
+            async with host.socket("127.0.0.1"):
+                pass
+        assert (await ask(CALL))[0] == 200
+        assert (await ask(PROBE, shown[0][1]))[0] == 200  # it once showed its token
+        assert (await ask(CALL, held[0][1]))[0] == 200
+        assert (await ask(PROBE))[0] == 200  # that one gave a place back
+        assert (await ask(PROBE))[0] == 503
+
+
+@pytest.mark.parametrize(
     "headers",
     [
         {"Host": "evil.example"},

@@ -19,7 +19,7 @@ from triops.gateway.http.exchange import (
     refuse,
     serve_http,
 )
-from triops.gateway.http.head import HEAD_DEADLINE, Head
+from triops.gateway.http.head import HEAD_DEADLINE, Head, HeadError
 from triops.gateway.transport import Transport
 
 Clock = trio.testing.MockClock
@@ -78,7 +78,11 @@ async def served(
     ours, theirs = trio.testing.memory_stream_pair()
 
     async def serve() -> None:
-        await serve_http(Transport(theirs), admit or let_in(answer), busy)
+        transport = Transport(theirs)
+        try:
+            await serve_http(transport, admit or let_in(answer), busy)
+        except HeadError as error:
+            await refuse(transport, error.status, str(error))
         await trio.aclose_forcefully(theirs)
 
     async with trio.open_nursery() as nursery:
