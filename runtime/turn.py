@@ -139,6 +139,8 @@ class ChatTurn:
         self._clock = clock
         self._log = log
         self._progress = Progress(bus, clock, run)
+        self._before: list[str] = []
+        """Why the models failed that were tried before the present one."""
 
     async def reply(self, desk: Desk) -> Draft:
         names, strict = await self._choice()
@@ -149,6 +151,7 @@ class ChatTurn:
                 if strict or place == len(names) or self._progress.spoke or isinstance(error, ContextOverflow):
                     raise
                 self._log.warning("a model failed, trying the next", run=self._run.id, model=name, error=error)
+                self._before.append(str(error))
                 self._run.phases.enter("plan")
             else:
                 return self._final(message)
@@ -251,6 +254,7 @@ class ChatTurn:
             case _:
                 self._log.error("a run failed by our own fault", run=run_id, error=error)
                 words = f"internal error: {type(error).__name__}; the log has it under run {run_id}"
+        words += "".join(f"; before it, {other}" for other in self._before)
         return self._cut(RunState.ERROR, "error", words, kind, detail)
 
     def stopped(self) -> Draft:
