@@ -212,6 +212,8 @@ ENDPOINTS: dict[str, tuple[str, str | None]] = {
 """The wire format and the address of providers that are known by their id."""
 KEYED = ("openai", "anthropic")
 """Those of them that answer nobody without a key."""
+LOCAL = {"ollama": "Ollama", "lmstudio": "LM Studio", "llamacpp": "llama.cpp"}
+"""Those of them that are servers on this machine."""
 
 
 def endpoint_of(id: str, provider: ProviderConfig) -> tuple[str, str | None]:
@@ -228,6 +230,19 @@ def key_variable(id: str) -> str:
 def key_hint(id: str) -> str:
     """Where to set a provider's key, in words."""
     return f"set {key_variable(id)} or write {join('models.providers', id)}.apiKey"
+
+
+def local_servers(config: "Config") -> list[str]:
+    """The servers on this machine that are looked for: all if no model is chosen, else those that one is chosen of."""
+    defaults, providers = config.agents.defaults, config.models.providers
+    if config.models.mode == "replace":
+        return []
+    choices = (defaults.model, *(entry.model for entry in config.agents.entries.values()))
+    named = {name for choice in choices for name in (choice.primary or "", *choice.fallbacks)}
+    named |= {*defaults.models, defaults.heartbeat.model or ""}
+    named -= {model.id for provider in providers.values() for model in provider.models}  # `ollama/m` of a proxy
+    ids = {name.partition("/")[0] for name in named}
+    return [id for id in LOCAL if id not in providers and (defaults.model.primary is None or id in ids)]
 
 
 class ModelsConfig(msgspec.Struct, frozen=True, rename="camel"):

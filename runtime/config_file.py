@@ -23,6 +23,7 @@ from triops.runtime.config import (
     ProviderConfig,
     endpoint_of,
     join,
+    local_servers,
 )
 from triops.runtime.config_reader import ConfigError, ConfigReader, Fault, Notice
 from triops.runtime.paths import Paths
@@ -260,7 +261,7 @@ def _check_default(config: Config, reader: ConfigReader) -> None:
     defaults, providers = config.agents.defaults, config.models.providers
     name = defaults.model.primary or ""
     id, slash, _ = name.partition("/")
-    if not slash or id in {*providers, *KEYED, "codex", "scripted", "local"}:
+    if not slash or id in {*providers, *KEYED, *local_servers(config), "codex", "scripted", "local"}:
         return
     aliases = {(setting.alias or "").lower() for setting in defaults.models.values()}
     if name.lower() not in aliases and all(name != model.id for entry in providers.values() for model in entry.models):

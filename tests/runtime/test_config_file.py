@@ -307,7 +307,15 @@ def test_a_model_may_be_a_plain_text(load: Load):
 
 @pytest.mark.parametrize(
     ("primary", "warned"),
-    [("foo/bar", True), ("ollama/m", True), ("lab/m", False), ("openai/m", False), ("a/b", False), ("My/Own", False)],
+    [
+        ("foo/bar", True),
+        ("foo/ollama", True),
+        ("ollama/m", False),
+        ("lab/m", False),
+        ("openai/m", False),
+        ("a/b", False),
+        ("My/Own", False),
+    ],
 )
 def test_a_default_model_whose_provider_nobody_knows_is_said(load: Load, primary: str, warned: bool):
     loaded = load(
