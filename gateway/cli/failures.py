@@ -56,8 +56,9 @@ def failure_of(error: BaseException) -> Failure:
             return first
         case GatewayError():
             told = {"code": first.code, "details": first.details, "retryable": first.retryable}
-            code = first.details.get("code") if isinstance(first.details, dict) else None
-            is_auth = str(code).startswith(("AUTH_", "DEVICE_IDENTITY_")) and not first.retryable
+            given: Any = first.details
+            details = cast("dict[str, object]", given) if isinstance(given, dict) else {}
+            is_auth = str(details.get("code")).startswith(("AUTH_", "DEVICE_IDENTITY_")) and not first.retryable
             return Failure(first.message, AUTH_HINT if is_auth else "", error=told)
         case GatewayClosed():
             return Failure(str(first), START_HINT, error={"code": "CLOSED", "closeCode": first.code})

@@ -19,7 +19,7 @@ class LateServer(ScriptedProvider):
     """A provider that nobody can reach until it is `up`."""
 
     up = False
-    names = ("m", "n")
+    names: tuple[str, ...] = ("m", "n")
     asked = 0
 
     async def discover(self) -> Sequence[ModelInfo]:
