@@ -10,6 +10,7 @@ from errno import EADDRINUSE
 from uuid import uuid4
 
 import trio
+from msgspec.structs import replace
 
 from triops.gateway import handlers
 from triops.gateway.connection import Connection, serve_websocket
@@ -28,7 +29,7 @@ from triops.runtime.compose import Runtime
 from triops.runtime.runs.state import RunState
 
 HEALTH_EVERY = 60.0  # seconds
-UNAUTHENTICATED_PER_ADDRESS = 32  # sockets that asked, and have neither said hello nor had a call let in; past it 503
+UNAUTHENTICATED_PER_ADDRESS = 32  # sockets that asked and have shown no secret; past it 503, and HTTP is not kept alive
 BACKLOG = 1024  # a burst of connects waits in the kernel, and is answered 503 rather than reset
 GRACE = 10.0  # seconds that runs may take to finish when the gateway stops
 CLOSE_GRACE = 2.0  # seconds for the goodbyes
@@ -136,9 +137,8 @@ class Gateway:
                 answer = await routes.admit(head)
                 if not isinstance(answer, HttpResponse):
                     stranger.close()
-                elif crowded:
-                    most = UNAUTHENTICATED_PER_ADDRESS
-                    raise HeadError(503, f"{most} connections of this address show no token; close some, or send one")
+                elif crowded:  # a monitor is answered all the same, but holds no socket
+                    return replace(answer, headers=(*answer.headers, (b"Connection", b"close")))
                 return answer
 
             await serve_http(transport, admit, self._busy)

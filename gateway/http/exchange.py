@@ -68,7 +68,7 @@ async def serve_http(transport: Transport, admit: Admit, busy: Callable[[], Abst
     request to its written answer the connection is inside `busy()`.
 
     Raises:
-        HeadError: the peer erred, or `admit` wants no more of it; the caller says so.
+        HeadError: the peer erred; the caller tells it.
     """
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
     try:
