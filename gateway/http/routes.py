@@ -16,7 +16,7 @@ from triops.gateway.door import Door, caller_of
 from triops.gateway.errors import ErrorShape, WireError, error_shape, http_status
 from triops.gateway.frames import Request, decode_params
 from triops.gateway.handlers import intake
-from triops.gateway.http.exchange import Answer, HttpResponse, error_body
+from triops.gateway.http.exchange import Answer, HttpResponse, Stream, error_body
 from triops.gateway.http.head import Head
 from triops.gateway.methods import ANSWERED, Call, NoParams, dispatch
 from triops.gateway.rows import session_row
@@ -57,7 +57,7 @@ class Routes:
             return _refusal(error.shape)
         return partial(self._answer, head, HttpPeer(str(uuid4()), scopes, caller.address))
 
-    async def _answer(self, head: Head, peer: HttpPeer, body: bytes) -> HttpResponse:
+    async def _answer(self, head: Head, peer: HttpPeer, body: bytes, stream: Stream) -> HttpResponse | None:
         """The response to one request: the request boundary of plain HTTP."""
         answers: list[Any] = []
         try:
