@@ -53,7 +53,6 @@ class Gateway:
         """Addresses of sockets on their way to being one."""
         self._answers: set[trio.Event] = set()
         """One for each HTTP request whose answer is not written yet."""
-        self._stopping = False
 
     @property
     def running(self) -> int:
@@ -83,7 +82,7 @@ class Gateway:
     async def stop(self) -> None:
         """Accept no runs, let those that run finish while their finals are still sent, say goodbye, and be over."""
         self.services.log.info("stopping", clients=len(self._connections))
-        self._stopping = True
+        self.services.stopping.set()
         self._accepting.cancel(reason="the gateway stops")
         await self._over.wait()
 
@@ -115,7 +114,7 @@ class Gateway:
             return
         caller = caller_of(address, head.headers)
         if not head.is_websocket:
-            routes = Routes(self.services, self.door, address, stopping=lambda: self._stopping)
+            routes = Routes(self.services, self.door, address)
             await serve_http(transport, routes.admit, self._busy)
             return
         try:
@@ -123,7 +122,7 @@ class Gateway:
         except WireError as error:
             await refuse(transport, http_status(error_shape(error, log_id="")), str(error))
             return
-        if self._stopping:
+        if self.services.stopping.is_set():
             await self._refuse(transport, address, 503, "the gateway is stopping")
             return
         await self._upgrade(transport, caller)
@@ -238,11 +237,12 @@ async def open_gateway(
     services.listening = [_address(*listener.socket.getsockname()[:2]) for listener in listeners]
     door.port = listeners[0].socket.getsockname()[1]
     gateway.url = f"http://{_address({'0.0.0.0': '127.0.0.1', '::': '::1'}.get(host, host), door.port)}"
-    async with trio.open_nursery() as nursery:
-        await nursery.start(gateway.serve, listeners, name="gateway")
-        try:
-            yield gateway
-        finally:
-            with trio.move_on_after(grace + CLOSE_GRACE + 15, shield=True):
-                await gateway.stop()
-            nursery.cancel_scope.cancel(reason="the gateway stops")
+    with runtime.bus.subscribe(services.feeds.hear):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(gateway.serve, listeners, name="gateway")
+            try:
+                yield gateway
+            finally:
+                with trio.move_on_after(grace + CLOSE_GRACE + 15, shield=True):
+                    await gateway.stop()
+                nursery.cancel_scope.cancel(reason="the gateway stops")

@@ -6,6 +6,7 @@ import trio
 
 from triops.gateway.admission import Parking, WriteLimiter
 from triops.gateway.fanout import Fanout
+from triops.gateway.feeds import Feeds
 from triops.gateway.frames import StateVersion
 from triops.gateway.presence import Presence
 from triops.gateway.rows import session_row
@@ -25,6 +26,8 @@ class Services:
         self.presence = Presence(runtime.clock, version=version)
         self.writes = WriteLimiter(trio.current_time)
         self.parking = Parking()
+        self.feeds = Feeds()
+        self.stopping = trio.Event()
         self.started_at = runtime.clock()
         self.listening: list[str] = []
         """Addresses, once the port is open."""

@@ -166,12 +166,12 @@ def test_what_openclaw_has_and_we_do_not_use_is_one_line(load: Load):
         """{$schema: "x", meta: {lastTouchedVersion: "1"}, channels: {telegram: {botToken: "x", enabled: "odd"}},
         gateway: {mode: "local", reload: {mode: "hybrid"}, tailscale: {mode: "off", resetOnExit: true}},
         agents: {defaults: {compaction: {mode: "safeguard"}}, entries: {main: {identity: {emoji: "x"}, tts: {}}}},
-        session: {dmScope: "main"}, hooks: {enabled: true}, models: {providers: {p: {baseUrl: 'http://x', models: [
+        session: {dmScope: "main"}, models: {providers: {p: {baseUrl: 'http://x', models: [
           {id: "m", compat: {thinkingFormat: "qwen"}}]}}}}"""
     )
     (notice,) = loaded.warnings
     assert notice.level == "info"
-    assert str(notice).startswith("11 settings of OpenClaw are not used here: $schema, meta, channels, gateway.mode")
+    assert str(notice).startswith("10 settings of OpenClaw are not used here: $schema, meta, channels, gateway.mode")
     assert "models.providers.p.models[0].compat.thinkingFormat" in notice.message
 
 
