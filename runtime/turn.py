@@ -6,6 +6,8 @@ What a turn leaves (`Draft`) is stored by the worker with the run's end. Knows n
 from collections.abc import Sequence
 from typing import Any, cast
 
+import msgspec
+
 from triops.agents.errors import ContextOverflow, ErrorKind, LimitReached, ProviderError
 from triops.agents.events import (
     MessageEnd,
@@ -199,6 +201,13 @@ class ChatTurn:
             system = f"{system}\n\n{run.submission.extra_system}"
         assert run.past is not None
         messages, cost = run.past.followed_by((run.submission.message, *run.companions, *progress.heard))
+        wishes = run.submission.wishes
+        if wishes.tools and plan.schemas == () and (info.demo or not info.compat.supports_tools):
+            wishes = msgspec.structs.replace(wishes, tools=())
+        own = {tool.name for tool in wishes.tools}
+        given = () if wishes.only_those else tuple(tool for tool in plan.schemas if tool.name not in own)
+        if wishes.params and info.api == "openai-completions":
+            info = msgspec.structs.replace(info, params=(*info.params, *wishes.params.items()))
         turn = LoopTurn(
             run_id=run.id,
             session_key=run.session.key,
@@ -207,7 +216,8 @@ class ChatTurn:
             system=system,
             messages=messages if cost <= plan.history_tokens else fit(messages, plan.history_tokens),
             tools=plan.tools,
-            schemas=plan.schemas,
+            schemas=(*given, *wishes.tools),
+            wishes=wishes,
         )
         return await run_turn(
             turn,
