@@ -11,7 +11,7 @@ import msgspec
 
 from triops.gateway.door import Caller, Door, caller_of
 from triops.gateway.errors import ErrorShape, WireError, error_shape
-from triops.gateway.http import basic, openai_chat
+from triops.gateway.http import basic, openai_chat, openai_responses, runs
 from triops.gateway.http.exchange import EVENT_STREAM, Answer, HttpResponse, Stream
 from triops.gateway.http.head import Head
 from triops.gateway.http.table import Asked, Route, Style, find, not_allowed, read_body, read_query, refusal
@@ -20,7 +20,7 @@ from triops.gateway.methods import ANSWERED, Call
 from triops.gateway.scopes import SCOPES, effective, limited, parse_cap, require_scope
 from triops.gateway.services import Services
 
-_FILLED = (basic, openai_chat)  # importing them fills the table
+_FILLED = (basic, openai_chat, openai_responses, runs)  # importing them fills the table
 
 PROBES = {"/health": "live", "/healthz": "live", "/ready": "ready", "/readyz": "ready"}
 

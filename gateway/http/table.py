@@ -148,12 +148,21 @@ def read_body(body: bytes, kind: Any) -> Any:
     """
     if kind is bytes:
         return body
-    decoder = _decode_nothing if kind is None else msgspec.json.Decoder(kind)
+    decoder: msgspec.json.Decoder[Any] = _decode_nothing if kind is None else msgspec.json.Decoder(kind)
     return decode_params("body", decoder, msgspec.Raw(body))
 
 
-_TYPES = {400: "invalid_request", 401: "unauthorized", 403: "forbidden", 404: "not_found", 409: "conflict"}
-_TYPES |= {413: "invalid_request", 429: "rate_limited", 500: "internal_error", 503: "unavailable"}
+_TYPES = {
+    400: "invalid_request",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    409: "conflict",
+    413: "invalid_request",
+    429: "rate_limited",
+    500: "internal_error",
+    503: "unavailable",
+}
 
 
 def refusal(shape: ErrorShape, style: Style = "rpc") -> HttpResponse:

@@ -11,7 +11,11 @@ import pytest
 import trio
 from tests.kit.host import TOKEN, TestHost, open_test_gateway
 
-WEATHER = {
+from triops.agents.errors import ProviderError
+from triops.agents.messages import AssistantMessage, Text
+from triops.agents.model import Done, TextDelta
+
+WEATHER: Any = {
     "type": "function",
     "function": {
         "name": "weather",
@@ -173,3 +177,96 @@ async def test_the_agents_are_the_models(tmp_path: Path) -> None:
             await in_thread(client.models.retrieve, model="openclaw/nobody")
         with pytest.raises(openai.BadRequestError, match="Invalid model id"):
             await in_thread(client.models.retrieve, model="none")
+
+
+# -- responses -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_response_is_whole_and_the_next_one_goes_on_from_it(tmp_path: Path) -> None:
+    async with sdk(tmp_path) as (host, client):
+        first = await in_thread(client.responses.create, model="openclaw", input="SAY:hello", instructions="Be brief.")
+        assert (first.status, first.output_text) == ("completed", "hello")
+        assert first.usage.total_tokens == first.usage.input_tokens + 1
+        assert host.model.requests[-1].system.endswith("Be brief.")
+        second = await in_thread(client.responses.create, model="openclaw", input="more", previous_response_id=first.id)
+        assert second.output_text == "You said: more"
+        assert "hello" in str(host.model.requests[-1].messages)
+        assert (await host.rpc("sessions.list"))["totalCount"] == 1
+        with pytest.raises(openai.BadRequestError, match="'resp_x' is no response"):
+            await in_thread(client.responses.create, model="openclaw", input="x", previous_response_id="resp_x")
+
+
+async def test_a_response_is_streamed_in_the_order_of_its_events(tmp_path: Path) -> None:
+    async with sdk(tmp_path) as (_, client):
+        events = await in_thread(lambda: list(client.responses.create(model="openclaw", input="TOKENS:4", stream=True)))
+        kinds = [event.type.removeprefix("response.") for event in events]
+        deltas = kinds.count("output_text.delta")
+        assert kinds == [
+            "created",
+            "in_progress",
+            "output_item.added",
+            "content_part.added",
+            *["output_text.delta"] * deltas,
+            "output_text.done",
+            "content_part.done",
+            "output_item.done",
+            "completed",
+        ]
+        assert [event.sequence_number for event in events] == list(range(len(events)))
+        assert events[-1].response.output_text == "".join(e.delta for e in events if e.type.endswith("text.delta"))
+
+
+async def test_a_response_calls_a_tool_of_the_clients_own(tmp_path: Path) -> None:
+    async with sdk(tmp_path) as (host, client):
+        tool: Any = {"type": "function", "name": "weather", "parameters": {"type": "object"}, "strict": None}
+        asked = 'CALL:weather {"city": "Kiel"}'
+
+        def streamed() -> Any:
+            with client.responses.stream(model="openclaw", input=asked, tools=[tool]) as stream:
+                return stream.get_final_response()
+
+        response = await in_thread(streamed)
+        (call,) = response.output
+        assert (call.type, call.name, json.loads(call.arguments)) == ("function_call", "weather", {"city": "Kiel"})
+        told: Any = [
+            {"role": "user", "content": asked},
+            call.to_dict(),
+            {"type": "function_call_output", "call_id": call.call_id, "output": "wet"},
+        ]
+        await in_thread(client.responses.create, model="openclaw", input=told, tools=[tool])
+        assert f"Result of {call.call_id}: wet" in str(host.model.requests[-1].messages[-1])
+
+
+async def test_a_response_that_fails_says_so_before_its_first_word_and_after(tmp_path: Path) -> None:
+    fails = ProviderError("auth", "no such key")
+    async with sdk(tmp_path, script=[[fails], [TextDelta("Well"), fails]]) as (_, client):
+        with pytest.raises(openai.InternalServerError, match="no such key"):
+            await in_thread(client.responses.create, model="openclaw", input="x", stream=True)
+        events = await in_thread(lambda: list(client.responses.create(model="openclaw", input="x", stream=True)))
+        assert events[-1].type == "response.failed"
+        assert "no such key" in events[-1].response.error.message
+
+
+async def test_a_chat_that_fails_after_its_first_word_ends_with_the_error(tmp_path: Path) -> None:
+    fails = ProviderError("auth", "no such key")
+    async with sdk(tmp_path, script=[[TextDelta("Well"), fails]]) as (_, client):
+        with pytest.raises(openai.APIError, match="no such key"):
+            await in_thread(lambda: list(client.chat.completions.create(model="openclaw", messages=HI, stream=True)))
+
+
+async def test_what_was_cut_by_its_limit_says_so(tmp_path: Path) -> None:
+    cut = Done(AssistantMessage((Text("half"),), 1, stop_reason="length"))
+    async with sdk(tmp_path, script=[[cut], [cut]]) as (_, client):
+        answer = await in_thread(client.chat.completions.create, model="openclaw", messages=HI)
+        assert answer.choices[0].finish_reason == "length"
+        response = await in_thread(client.responses.create, model="openclaw", input="x", max_output_tokens=1)
+        assert (response.status, response.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+
+
+async def test_the_usage_of_a_run_is_that_of_all_its_calls_of_the_model(tmp_path: Path) -> None:
+    async with sdk(tmp_path) as (_, client):
+        calls: Any = [{"role": "user", "content": "CALL:sessions_list {}"}]
+        answer = await in_thread(client.chat.completions.create, model="openclaw", messages=calls)
+        assert answer.choices[0].message.content.startswith("tool said:")
+        plain = await in_thread(client.chat.completions.create, model="openclaw", messages=HI)
+        assert answer.usage.prompt_tokens > 1.5 * plain.usage.prompt_tokens
