@@ -68,14 +68,14 @@ class Feeds:
         if not feed.followers:
             del self._feeds[run_id]
 
-    def keep(self, run_id: str) -> None:
-        """Keep the run's feed, while it is followed, for who asks later.
+    def keep(self, run_id: str) -> bool:
+        """Keep the run's feed, while it is followed, for who asks later. False: it is kept already.
 
         Raises:
             WireError: `MAX_KEPT` runs that are not over are kept already.
         """
         if run_id in self._kept:
-            return
+            return False
         if len(self._kept) >= MAX_KEPT:
             over = next((id for id in self._kept if self._feeds[id].over), None)
             if over is None:
@@ -84,6 +84,7 @@ class Feeds:
             self.drop(over)
         self._kept.append(run_id)
         self._feeds[run_id].followers += 1
+        return True
 
     def drop(self, run_id: str) -> None:
         """Forget a kept feed."""

@@ -37,14 +37,13 @@ async def start(asked: Asked) -> Any:
         asked = msgspec.structs.replace(asked, head=msgspec.structs.replace(asked.head, headers=headers))
     wanted, _ = await submission(asked, body, run_id, "run")
     with services.feeds.follow(run_id):
-        services.feeds.keep(run_id)  # before it is accepted, so that nothing is missed
+        new = services.feeds.keep(run_id)  # before it is accepted, so that nothing is missed
+        accepted = None
         try:
             accepted = await services.runtime.runs.submit(wanted)
-        except BaseException:
-            services.feeds.drop(run_id)
-            raise
-        if accepted.terminal is not None:  # the same key again
-            services.feeds.drop(run_id)
+        finally:
+            if new and (accepted is None or accepted.terminal is not None):
+                services.feeds.drop(run_id)
     state = "started" if accepted.terminal is None else _ended(accepted.terminal)
     return HttpResponse(202, {"run_id": run_id, "status": state, "session_key": accepted.session_key})
 
