@@ -5,6 +5,7 @@ from functools import partial
 import trio
 
 from triops.gateway.admission import Parking, WriteLimiter
+from triops.gateway.deliveries import Deliveries
 from triops.gateway.fanout import Fanout
 from triops.gateway.feeds import Feeds
 from triops.gateway.frames import StateVersion
@@ -27,6 +28,7 @@ class Services:
         self.writes = WriteLimiter(trio.current_time)
         self.parking = Parking()
         self.feeds = Feeds()
+        self.deliveries = Deliveries(runtime, self.log)
         self.stopping = trio.Event()
         self.started_at = runtime.clock()
         self.listening: list[str] = []

@@ -156,9 +156,9 @@ def _file(part: Part, where: str) -> str:
     return untrusted(text)
 
 
-def untrusted(text: str) -> str:
+def untrusted(text: str, id: str = "") -> str:
     """`text` between marks that it cannot know."""
-    id = uuid4().hex
+    id = id or uuid4().hex
     mark = "EXTERNAL_UNTRUSTED_CONTENT"
     return f'<<<{mark} id="{id}">>>\n{text}\n<<<END_{mark} id="{id}">>>'
 

@@ -11,18 +11,33 @@ import msgspec
 
 from triops.gateway.door import Caller, Door, caller_of
 from triops.gateway.errors import ErrorShape, WireError, error_shape
-from triops.gateway.http import basic, openai_chat, openai_responses, runs
+from triops.gateway.http import basic, history, hooks, openai_chat, openai_responses, runs, tools
 from triops.gateway.http.exchange import EVENT_STREAM, Answer, HttpResponse, Stream
 from triops.gateway.http.head import Head
-from triops.gateway.http.table import Asked, Route, Style, find, not_allowed, read_body, read_query, refusal
+from triops.gateway.http.table import (
+    Asked,
+    Route,
+    Style,
+    find,
+    hooks_prefix,
+    not_allowed,
+    read_body,
+    read_query,
+    refusal,
+)
 from triops.gateway.locality import single_header
 from triops.gateway.methods import ANSWERED, Call
-from triops.gateway.scopes import SCOPES, effective, limited, parse_cap, require_scope
+from triops.gateway.scopes import READ, SCOPES, WRITE, effective, limited, parse_cap, require_scope
 from triops.gateway.services import Services
 
-_FILLED = (basic, openai_chat, openai_responses, runs)  # importing them fills the table
+_FILLED = (basic, history, hooks, openai_chat, openai_responses, runs, tools)  # importing them fills the table
 
 PROBES = {"/health": "live", "/healthz": "live", "/ready": "ready", "/readyz": "ready"}
+
+TOKEN_IN_QUERY = (
+    b"Hook token must be provided via Authorization: Bearer <token> or X-OpenClaw-Token header"
+    b" (query parameters are not allowed)."
+)
 
 
 class HttpPeer(msgspec.Struct, frozen=True):
@@ -48,17 +63,40 @@ class Routes:
         style: Style = "openai" if head.path.startswith("/v1/") else "rpc"
         if not isinstance(found, HttpResponse):
             style = found[0].style
+        prefix = hooks_prefix(self._services.runtime.config)
         try:
             self._door.check_head(caller)
             if head.path in PROBES:
                 return self._probe(head)
-            peer = HttpPeer(str(uuid4()), await self._scopes(caller), caller.address)
+            if prefix is not None and head.path.startswith(prefix):
+                style = "hook"
+                if (answer := await self._check_hook(head, caller)) is not None:
+                    return answer
+                scopes = frozenset((READ, WRITE))
+            else:
+                scopes = await self._scopes(caller)
+            peer = HttpPeer(str(uuid4()), scopes, caller.address)
             if isinstance(found, HttpResponse):
                 return self._told(head, peer, found)
             require_scope(found[0].scope or "operator.read", peer.scopes)
         except WireError as error:
             return refusal(error.shape, style)
         return partial(self._answer, head, peer, *found)
+
+    async def _check_hook(self, head: Head, caller: Caller) -> HttpResponse | None:
+        """Let in who knows the hooks' secret; a response for who writes it where it is logged.
+
+        Raises:
+            WireError: the secret is missing or wrong.
+        """
+        if "token=" in head.query:
+            return HttpResponse(400, TOKEN_IN_QUERY, content_type=b"text/plain; charset=utf-8")
+        bearer = single_header(caller.headers, b"authorization") or ""
+        offered = bearer[7:].strip() if bearer.lower().startswith("bearer ") else head.get(b"x-openclaw-token") or ""
+        secret = self._services.runtime.config.hooks.token
+        assert secret is not None
+        await self._door.check_hook(caller, offered, secret)
+        return None
 
     async def _scopes(self, caller: Caller) -> frozenset[str]:
         scopes = await self._door.authorise(caller)

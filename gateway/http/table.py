@@ -1,6 +1,7 @@
 """The table of plain HTTP's routes: `@route` enters one. Finding, 404, 405 and the OpenAPI page come out of it."""
 
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 from typing import Any, Literal
 from urllib.parse import parse_qs, unquote
 
@@ -97,11 +98,15 @@ def find(head: Head, config: Config) -> tuple[Route, dict[str, str]] | HttpRespo
 
 
 def _own_path(path: str, config: Config) -> str:
-    """Hooks stand where the configuration wants them."""
-    wanted = config.hooks.path.rstrip("/")
-    if wanted != "/hooks" and path.startswith(("/hooks/", f"{wanted}/")):
-        return f"/hooks{path.removeprefix(wanted)}" if path.startswith(f"{wanted}/") else "/"
-    return path
+    """The path as the table has it: hooks stand where the configuration wants them."""
+    if (prefix := hooks_prefix(config)) is None or prefix == "/hooks/":
+        return path
+    return f"/hooks/{path.removeprefix(prefix)}" if path.startswith(prefix) else path.replace("/hooks/", "//", 1)
+
+
+def hooks_prefix(config: Config) -> str | None:
+    """How the paths of hooks begin; None where there are none, for there is no secret."""
+    return f"/{config.hooks.path.strip('/')}/" if config.hooks.enabled and config.hooks.token is not None else None
 
 
 def _names(template: str, given: list[str]) -> dict[str, str] | None:
@@ -174,6 +179,8 @@ def refusal(shape: ErrorShape, style: Style = "rpc") -> HttpResponse:
     if status >= 500 and not shape.retryable:
         headers.append((b"X-Should-Retry", b"false"))  # OpenAI's clients ask twice more unless told
     kind = _TYPES.get(status, "api_error")
+    if style == "hook" and status in (401, 429):
+        return HttpResponse(status, HTTPStatus(status).phrase.encode(), tuple(headers), b"text/plain; charset=utf-8")
     if style == "hook":
         return HttpResponse(status, {"ok": False, "error": shape.message}, tuple(headers))
     if style == "rpc":
