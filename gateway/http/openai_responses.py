@@ -105,7 +105,13 @@ class _Made:
         out = b""
         if not self._speaks:
             self._speaks = True
-            item = {"type": "message", "id": self._item, "role": "assistant", "content": [], "status": "in_progress"}
+            item: dict[str, Any] = {
+                "type": "message",
+                "id": self._item,
+                "role": "assistant",
+                "content": [],
+                "status": "in_progress",
+            }
             out = self._event("response.output_item.added", output_index=0, item=item)
             out += self._event("response.content_part.added", **self._place, part=_part(""))
         return out + self._event("response.output_text.delta", **self._place, delta=new, logprobs=[])

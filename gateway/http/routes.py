@@ -11,7 +11,7 @@ import msgspec
 
 from triops.gateway.door import Caller, Door, caller_of
 from triops.gateway.errors import ErrorShape, WireError, error_shape
-from triops.gateway.http import basic, history, hooks, openai_chat, openai_responses, runs, tools
+from triops.gateway.http import basic, history, hooks, openai_chat, openai_responses, openapi, runs, tools
 from triops.gateway.http.exchange import EVENT_STREAM, Answer, HttpResponse, Stream
 from triops.gateway.http.head import Head
 from triops.gateway.http.table import (
@@ -30,7 +30,7 @@ from triops.gateway.methods import ANSWERED, Call
 from triops.gateway.scopes import READ, SCOPES, WRITE, effective, limited, parse_cap, require_scope
 from triops.gateway.services import Services
 
-_FILLED = (basic, history, hooks, openai_chat, openai_responses, runs, tools)  # importing them fills the table
+_FILLED = (basic, history, hooks, openai_chat, openai_responses, openapi, runs, tools)  # importing them fills the table
 
 PROBES = {"/health": "live", "/healthz": "live", "/ready": "ready", "/readyz": "ready"}
 

@@ -38,11 +38,12 @@ async def start(asked: Asked) -> Any:
     wanted, _ = await submission(asked, body, run_id, "run")
     with services.feeds.follow(run_id):
         new = services.feeds.keep(run_id)  # before it is accepted, so that nothing is missed
-        accepted = None
+        over = True
         try:
             accepted = await services.runtime.runs.submit(wanted)
+            over = accepted.terminal is not None
         finally:
-            if new and (accepted is None or accepted.terminal is not None):
+            if new and over:
                 services.feeds.drop(run_id)
     state = "started" if accepted.terminal is None else _ended(accepted.terminal)
     return HttpResponse(202, {"run_id": run_id, "status": state, "session_key": accepted.session_key})

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from urllib.parse import parse_qs, unquote
 
 import msgspec
@@ -137,7 +137,7 @@ def read_query(head: Head, kind: type) -> Any:
     if given.pop("wait", "final") != "final" or ("wait=" in head.query and head.method != "POST"):
         raise WireError("INVALID_REQUEST", "invalid query: at /wait: must be 'final', and goes with POST only")
     try:
-        return msgspec.convert(given, kind, strict=False)
+        return cast("Any", msgspec.convert(given, kind, strict=False))
     except msgspec.ValidationError as error:
         raise WireError("INVALID_REQUEST", f"invalid query: {fault_text(str(error))}") from error
 

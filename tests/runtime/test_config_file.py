@@ -420,6 +420,23 @@ def test_an_open_door_stops_the_start(load: Load, gateway: str, fault: str):
     assert faults(load, f"{{gateway: {gateway}}}")[0].startswith(fault)
 
 
+@pytest.mark.parametrize(
+    ("hooks", "fault"),
+    [
+        ("{token: 'short'}", "hooks.token: can be guessed; use 16 characters or more"),
+        (f"{{token: '{TOKEN}'}}", "hooks.token: is the gateway's own secret; use another one"),
+        ("{token: 'another-secret-of-16', path: '/'}", "hooks.path: is the root; write a path such as /hooks"),
+    ],
+)
+def test_hooks_that_would_let_others_in_stop_the_start(load: Load, hooks: str, fault: str):
+    hooks = f"{{enabled: true, {hooks[1:]}"
+    assert faults(load, f"{{gateway: {{auth: {{token: '{TOKEN}'}}}}, hooks: {hooks}}}") == [fault]
+
+
+def test_hooks_without_a_secret_are_warned_of(load: Load):
+    assert warnings(load("{hooks: {enabled: true}}")) == ["hooks.token: is missing, so that there are no hooks"]
+
+
 def test_a_bind_that_other_machines_reach_is_said(load: Load):
     (said,) = warnings(load("{gateway: {bind: 'lan'}}"))
     assert said.startswith("gateway.bind: other machines can reach this gateway")

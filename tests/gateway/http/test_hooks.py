@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from tests.kit.host import ECHO, TOKEN, TestHost, open_test_gateway
 
 from triops.gateway.errors import WireError
@@ -18,7 +19,8 @@ def config(**more: Any) -> dict[str, Any]:
 
 
 async def hook(host: TestHost, name: str, body: object, **more: Any) -> Any:
-    return await host.http("POST", f"/hooks/{name}", body, **({"token": HOOK} | more))
+    options: dict[str, Any] = {"token": HOOK} | more
+    return await host.http("POST", f"/hooks/{name}", body, **options)
 
 
 async def texts(host: TestHost, key: str = "main") -> list[str]:
@@ -105,7 +107,7 @@ async def test_who_guesses_the_hooks_secret_is_locked_out_and_knowing_it_excuses
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with open_test_gateway(tmp_path, config=config(), virtual=True) as host:
-        far = {"address": "10.0.0.5"}
+        far: Any = {"address": "10.0.0.5"}
         for n in range(5):
             assert (await host.http("GET", "/status", token=f"guess-{n}", **far)).status == 401
             assert (await hook(host, "wake", {"text": "x", "mode": "next-heartbeat"}, **far)).status == 200
