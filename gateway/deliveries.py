@@ -10,6 +10,7 @@ from triops.gateway.errors import WireError
 from triops.runtime.boundaries import contain
 from triops.runtime.compose import Runtime
 from triops.runtime.cron.job import WakeMode
+from triops.runtime.errors import RuntimeFault
 from triops.runtime.logs import Log
 from triops.runtime.runs.state import RunState, Terminal
 
@@ -72,10 +73,17 @@ class Deliveries:
             try:
                 text = told(await self._runtime.runs.wait(delivery.run_id))
                 if text:
-                    words = f"{delivery.name}: {text}"
-                    await self._runtime.heartbeat.wake(words, mode=delivery.mode, session_key=delivery.to)
+                    await self._wake(delivery, f"{delivery.name}: {text}")
             finally:
                 self._waiting.discard(delivery.run_id)
+
+    async def _wake(self, delivery: Delivery, words: str) -> None:
+        wake = self._runtime.heartbeat.wake
+        try:
+            await wake(words, mode=delivery.mode, session_key=delivery.to)
+        except RuntimeFault as fault:  # there is no turn for it now: it waits there to be read
+            self._log.warning("the end of a run is told without a turn", run=delivery.run_id, reason=fault)
+            await wake(words, mode="next-heartbeat", session_key=delivery.to)
 
 
 def told(terminal: Terminal) -> str:
