@@ -78,7 +78,8 @@ class Routes:
             peer = HttpPeer(str(uuid4()), scopes, caller.address)
             if isinstance(found, HttpResponse):
                 return self._told(head, peer, found)
-            require_scope(found[0].scope or "operator.read", peer.scopes)
+            if found[0].scope is not None:
+                require_scope(found[0].scope, peer.scopes)
         except WireError as error:
             return refusal(error.shape, style)
         return partial(self._answer, head, peer, *found)
