@@ -1,12 +1,8 @@
 """Tells main sessions how runs ended that were started on their behalf. A restart forgets what it had still to tell."""
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
-
 import msgspec
 import trio
 
-from triops.gateway.errors import WireError
 from triops.runtime.boundaries import contain
 from triops.runtime.compose import Runtime
 from triops.runtime.cron.job import WakeMode
@@ -14,7 +10,7 @@ from triops.runtime.errors import RuntimeFault
 from triops.runtime.logs import Log
 from triops.runtime.runs.state import RunState, Terminal
 
-MAX_WAITING = 64  # runs whose end is waited for; past it a caller is told to try again
+CAPACITY = 64  # its task takes them at once
 
 
 class Delivery(msgspec.Struct, frozen=True):
@@ -32,34 +28,11 @@ class Deliveries:
     def __init__(self, runtime: Runtime, log: Log) -> None:
         self._runtime = runtime
         self._log = log
-        self._send, self._receive = trio.open_memory_channel[Delivery](MAX_WAITING)
-        self._waiting: set[str] = set()
+        self._send, self._receive = trio.open_memory_channel[Delivery](CAPACITY)
 
-    @contextmanager
-    def place(self, run_id: str) -> Generator[Callable[[Delivery], None]]:
-        """A place for a run that is about to be accepted, and what takes it once it is; once a run.
-
-        Raises:
-            WireError: too many wait.
-        """
-        if len(self._waiting) >= MAX_WAITING:
-            words = f"{MAX_WAITING} runs are waited for already; try again when one is over"
-            raise WireError("UNAVAILABLE", words, retryable=True, retry_after_ms=1000)
-        new = run_id not in self._waiting
-        taken = False
-
-        def take(delivery: Delivery) -> None:
-            nonlocal taken
-            if new:
-                self._send.send_nowait(delivery)
-                taken = True
-
-        self._waiting.add(run_id)
-        try:
-            yield take
-        finally:
-            if new and not taken:
-                self._waiting.discard(run_id)
+    async def add(self, delivery: Delivery) -> None:
+        """Have an accepted run's end delivered."""
+        await self._send.send(delivery)
 
     async def run(self) -> None:
         """Deliver until cancelled."""
@@ -70,12 +43,8 @@ class Deliveries:
 
     async def _deliver(self, delivery: Delivery) -> None:
         with contain(self._log, "the end of a run could not be delivered"):
-            try:
-                text = told(await self._runtime.runs.wait(delivery.run_id))
-                if text:
-                    await self._wake(delivery, f"{delivery.name}: {text}")
-            finally:
-                self._waiting.discard(delivery.run_id)
+            if text := told(await self._runtime.runs.wait(delivery.run_id)):
+                await self._wake(delivery, f"{delivery.name}: {text}")
 
     async def _wake(self, delivery: Delivery, words: str) -> None:
         wake = self._runtime.heartbeat.wake

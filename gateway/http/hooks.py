@@ -101,10 +101,9 @@ async def agent(asked: Asked) -> Any:
     )
     if body.wait_for_completion:
         call.park()
-    with services.deliveries.place(run_id) as deliver:
-        accepted = await services.runtime.runs.submit(wanted)
-        if body.deliver and accepted.terminal is None:
-            deliver(Delivery(run_id, f"agent:{agent_of(key)}:main", body.name, body.wake_mode))
+    accepted = await services.runtime.runs.submit(wanted)
+    if body.deliver and not accepted.replay:
+        await services.deliveries.add(Delivery(run_id, f"agent:{agent_of(key)}:main", body.name, body.wake_mode))
     answer: dict[str, Any] = {"ok": True, "runId": run_id}
     if not body.wait_for_completion:
         return answer

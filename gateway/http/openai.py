@@ -61,14 +61,14 @@ def agent_of(asked: Asked, model: str) -> str:
     return agent
 
 
-def session_key(asked: Asked, agent: str, user: str | None, prefix: str) -> str:
-    """The session that a request means: its header's, its user's, or a new one."""
-    spelled = asked.head.get(b"x-openclaw-session-key")
+def session_key(asked: Asked, agent: str, user: str | None, prefix: str, spelled: str | None = None) -> str:
+    """The session that a request means: the one that it or its header names, its user's, or a new one."""
+    spelled = spelled or asked.head.get(b"x-openclaw-session-key")
     if spelled is None:
         return intake.session_key(asked.call, f"{prefix}-user:{user}" if user else f"{prefix}:{uuid4()}", agent)
     key = intake.session_key(asked.call, spelled, None if spelled.startswith("agent:") else agent)
     if key.split(":", 2)[2].startswith(_RESERVED):
-        raise bad(f"x-openclaw-session-key: {spelled!r} is a session that programs may not choose")
+        raise bad(f"session key {spelled!r} is one that programs may not choose")
     return key
 
 
@@ -93,16 +93,7 @@ async def models(asked: Asked) -> Any:
 @route("GET", "/v1/models/{id}", scope=READ, style="openai", enabled=_on)
 async def model(asked: Asked) -> Any:
     """One agent, as a model."""
-    return _find_model(asked, asked.path["id"])
-
-
-@route("GET", "/v1/models/openclaw/{id}", scope=READ, style="openai", enabled=_on)
-async def agent_model(asked: Asked) -> Any:
-    """One agent, as a model whose id was not URL-encoded."""
-    return _find_model(asked, f"openclaw/{asked.path['id']}")
-
-
-def _find_model(asked: Asked, id: str) -> Any:
+    id = asked.path["id"]
     if not re.fullmatch(r"openclaw(?:/.+)?", id):
         raise bad("Invalid model id.")
     if id not in _models(asked.call):
@@ -176,9 +167,7 @@ def prompt(said: Sequence[Said], where: str) -> tuple[str, list[Image], str]:
     images = list(_images(spoken[last].content, where)) if last >= 0 else []
     now = text_of(spoken[last].content, where) if last >= 0 else ""
     if not now.strip() and not images:
-        raise bad(
-            "Missing user message in `messages`." if where == "messages" else f"Missing user message in `{where}`."
-        )
+        raise bad(f"Missing user message in `{where}`.")
     system = "\n\n".join(text_of(one.content, where) for one in said if one.role in ("system", "developer"))
     if spoken[last].label:
         now = f"{spoken[last].label}: {now}"

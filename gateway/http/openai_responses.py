@@ -52,7 +52,9 @@ async def responses(asked: Asked) -> Any:
     return None
 
 
-async def submission(asked: Asked, body: Responses, run_id: str, prefix: str) -> tuple[Submission, bool]:
+async def submission(
+    asked: Asked, body: Responses, run_id: str, prefix: str, session: str | None = None
+) -> tuple[Submission, bool]:
     """The run of a request, and whether it must call one of the caller's tools."""
     agent = openai.agent_of(asked, body.model)
     tools = [
@@ -62,7 +64,7 @@ async def submission(asked: Asked, body: Responses, run_id: str, prefix: str) ->
     params = {"top_p": body.top_p}
     limit, warmth = body.max_output_tokens, body.temperature
     wishes, must = openai.wishes(tools, body.tool_choice, limit=limit, temperature=warmth, params=params)
-    key = openai.session_key(asked, agent, body.user, prefix)
+    key = openai.session_key(asked, agent, body.user, prefix, session)
     if body.previous_response_id is not None:
         before = await asked.call.services.runtime.runs.find(body.previous_response_id)
         if before is None or before.session.agent_id != agent:

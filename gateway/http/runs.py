@@ -15,7 +15,7 @@ from triops.gateway.http.table import Asked, route
 from triops.gateway.schema.openai import Runs
 from triops.gateway.scopes import READ, WRITE
 from triops.runtime.errors import NotFound
-from triops.runtime.events import RunDelta, RunEnded, RunInfo, RunTool
+from triops.runtime.events import RunDelta, RunEnded, RunTool
 from triops.runtime.runs.registry import info_of
 from triops.runtime.runs.state import RunState, Terminal
 
@@ -32,10 +32,7 @@ async def start(asked: Asked) -> Any:
             "stream, tools: a run is followed at /v1/runs/{id}/events, and calls the agent's own tools only"
         )
     run_id = asked.head.get(b"idempotency-key") or body.idempotency_key or f"run_{uuid4()}"
-    if body.session_key is not None:
-        headers = (*asked.head.headers, (b"x-openclaw-session-key", body.session_key.encode()))
-        asked = msgspec.structs.replace(asked, head=msgspec.structs.replace(asked.head, headers=headers))
-    wanted, _ = await submission(asked, body, run_id, "run")
+    wanted, _ = await submission(asked, body, run_id, "run", body.session_key)
     with services.feeds.follow(run_id):
         new = services.feeds.keep(run_id)  # before it is accepted, so that nothing is missed
         over = True
@@ -81,7 +78,7 @@ async def events(asked: Asked) -> Any:
                 await asked.stream.send(_event(run_id, over))
                 return None
         elif run is not None and not known and run.text:  # started elsewhere: what it has said so far
-            await asked.stream.send(_event(run_id, _so_far(run.info, run.seq, run.text)))
+            await asked.stream.send(_event(run_id, RunDelta(run.info, run.seq, 0, 1, run.text)))
         place = 0
         while True:
             news: list[Told] = []
@@ -105,10 +102,6 @@ async def stop(asked: Asked) -> Any:
     if not runs.abort(run, "rpc"):
         raise WireError("INVALID_REQUEST", f"run {run_id} is being stopped already, or part of another one")
     return {"run_id": run_id, "status": "stopping"}
-
-
-def _so_far(info: RunInfo, seq: int, text: str) -> RunDelta:
-    return RunDelta(info, seq, 0, 1, text)
 
 
 def _event(run_id: str, event: Told) -> bytes:

@@ -29,7 +29,7 @@ class Asked(msgspec.Struct, frozen=True):
     stream: Stream
 
 
-class Route(msgspec.Struct, frozen=True, kw_only=True):
+class Route(msgspec.Struct, frozen=True):
     """One entry of the table."""
 
     method: Literal["GET", "POST"]
@@ -64,19 +64,7 @@ def route(
     None when it streamed."""
 
     def enter(handler: Callable[[Asked], Awaitable[Any]]) -> Callable[[Asked], Awaitable[Any]]:
-        ROUTES.append(
-            Route(
-                method=method,
-                path=path,
-                handler=handler,
-                scope=scope,
-                query=query,
-                body=body,
-                style=style,
-                streams=streams,
-                enabled=enabled,
-            )
-        )
+        ROUTES.append(Route(method, path, handler, scope, query, body, style, streams, enabled))
         return handler
 
     return enter

@@ -8,7 +8,6 @@ import trio
 import trio.testing
 from tests.kit.host import ECHO, TOKEN, TestHost, open_test_gateway
 
-from triops.gateway.errors import WireError
 from triops.gateway.http.hooks import MAX_BODY
 
 HOOK = "the-hooks-own-secret-of-this-test"
@@ -145,19 +144,3 @@ async def test_hooks_stand_where_the_configuration_wants_them(tmp_path: Path) ->
         moved = await host.http("POST", "/in/coming/wake", {"text": "x", "mode": "next-heartbeat"}, token=HOOK)
         assert moved.status == 200
         assert (await hook(host, "wake", {"text": "x"}, token=TOKEN)).status == 404
-
-
-async def test_so_many_ends_are_waited_for(tmp_path: Path) -> None:
-    async with open_test_gateway(tmp_path, config=config()) as host:
-        deliveries = host.gateway.services.deliveries
-        places = [deliveries.place(f"r{n}") for n in range(64)]
-        for place in places:
-            place.__enter__()
-        busy = await hook(host, "agent", {"message": "SAY:x"})
-        assert (busy.status, busy.headers["retry-after"]) == (503, "1")
-        with pytest.raises(WireError, match="64 runs are waited for"):
-            deliveries.place("x").__enter__()
-        for place in places:
-            place.__exit__(None, None, None)
-        assert (await hook(host, "agent", {"message": "SAY:x", "deliver": False})).status == 200
-        await until_quiet(host)
