@@ -220,6 +220,9 @@ def submission(
         require_scope(ADMIN, asked.call.peer.scopes)
     if must:
         system += f"\n\nAnswer by calling one of these tools: {', '.join(tool.name for tool in wanted.tools)}."
+    size = len(system.encode()) + len(msgspec.json.encode(wanted))
+    if size > intake.MAX_TEXT:
+        raise bad(f"system messages and tools have {size} bytes; at most {intake.MAX_TEXT} are allowed")
     message = intake.user_message(asked.call, text or " ", (), run_id)
     if images:
         blocks: tuple[UserBlock, ...] = (Text(text), *images)

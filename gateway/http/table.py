@@ -89,7 +89,9 @@ def _own_path(path: str, config: Config) -> str:
     """The path as the table has it: hooks stand where the configuration wants them."""
     if (prefix := hooks_prefix(config)) is None or prefix == "/hooks/":
         return path
-    return f"/hooks/{path.removeprefix(prefix)}" if path.startswith(prefix) else path.replace("/hooks/", "//", 1)
+    if path.startswith(prefix):
+        return f"/hooks/{path.removeprefix(prefix)}"
+    return f"/{path}" if path.startswith("/hooks/") else path
 
 
 def hooks_prefix(config: Config) -> str | None:

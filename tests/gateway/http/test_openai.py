@@ -11,6 +11,7 @@ from tests.kit.host import ECHO, TOKEN, TestHost, open_test_gateway
 from triops.agents.messages import Image
 from triops.agents.model import TextDelta
 from triops.gateway.admission import MAX_PARKED
+from triops.gateway.handlers.intake import MAX_TEXT
 from triops.gateway.http.openai import KEEP_ALIVE
 
 PNG = base64.b64encode(b"\x89PNG").decode()
@@ -111,6 +112,14 @@ async def test_so_many_answers_are_waited_for_at_once(tmp_path: Path) -> None:
         host.gateway.services.parking.taken = 0
         assert (await chat(host)).status == 200
         assert host.gateway.services.parking.taken == 0
+
+
+async def test_what_is_said_beside_the_message_is_bounded_too(tmp_path: Path) -> None:
+    async with open_test_gateway(tmp_path) as host:
+        long = [{"role": "system", "content": "x" * MAX_TEXT}, {"role": "user", "content": "x"}]
+        answer = await chat(host, messages=long)
+        assert (answer.status, "system messages and tools have" in answer.body["error"]["message"]) == (400, True)
+        assert (await chat(host, "x" * (MAX_TEXT + 1))).status == 400
 
 
 async def test_what_a_tool_choice_cannot_mean_is_refused(tmp_path: Path) -> None:
