@@ -24,7 +24,7 @@ from triops.gateway.schema.chat import Attachment
 from triops.gateway.schema.openai import Choice, ChosenTool, Content, Part
 from triops.gateway.scopes import ADMIN, READ, require_scope
 from triops.runtime.config import Config
-from triops.runtime.events import RunDelta, RunEnded
+from triops.runtime.events import RunDelta, RunEnded, RunTool
 from triops.runtime.runs.state import RunState, Submission, Terminal
 from triops.runtime.sessions import DEFAULT_AGENT
 from triops.runtime.store import sessions as stored
@@ -301,27 +301,26 @@ class Reply(msgspec.Struct, frozen=True):
     """The model reached its limit of tokens."""
 
 
-async def reply_of(call: Call, wanted: Submission, terminal: Terminal, *, must: bool) -> Reply:
+async def reply_of(call: Call, wanted: Submission, feed: Feed, terminal: Terminal, *, must: bool) -> Reply:
     """What the run gave.
 
     Raises:
         WireError: it failed or was stopped, or did not call a tool that it had to call.
     """
-    if terminal.state is not RunState.FINAL or terminal.message is None:
-        words = terminal.error_message or f"the run was stopped ({terminal.stop_reason})"
-        stopping = terminal.stop_reason == "restart"
-        raise WireError(
-            "UNAVAILABLE", words, details={"code": "RUN_FAILED", "runId": wanted.run_id}, retryable=stopping or None
-        )
-    names = {tool.name for tool in wanted.wishes.tools}
-    calls = tuple(called for called in terminal.message.tool_calls if called.name in names)
-    if must and not calls:
-        details = {"code": "RUN_FAILED", "runId": wanted.run_id}
-        raise WireError("UNAVAILABLE", "the model called none of the tools that it had to call", details=details)
-    usage = terminal.message.usage or Usage()
-    if terminal.tools:  # there were calls of the model before the last one
+    message = terminal.message
+    words = terminal.error_message or f"the run was stopped ({terminal.stop_reason})"
+    calls: tuple[ToolCall, ...] = ()
+    if terminal.state is RunState.FINAL and message is not None:
+        names = {tool.name for tool in wanted.wishes.tools}
+        calls = tuple(called for called in message.tool_calls if called.name in names)
+        words = "the model called none of the tools that it had to call" if must and not calls else ""
+    if words or message is None:
+        retry = terminal.stop_reason == "restart" or None
+        raise WireError("UNAVAILABLE", words, details={"code": "RUN_FAILED", "runId": wanted.run_id}, retryable=retry)
+    usage = message.usage or Usage()
+    if any(isinstance(event, RunTool) for event in feed.told):  # there were calls of the model before the last one
         usage = await _usage_of(call, wanted)
-    return Reply(terminal.text.rstrip(), calls, usage, terminal.message.stop_reason == "length")
+    return Reply(terminal.text.rstrip(), calls, usage, message.stop_reason == "length")
 
 
 async def _usage_of(call: Call, wanted: Submission) -> Usage:

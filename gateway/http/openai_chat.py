@@ -58,7 +58,7 @@ async def chat_completions(asked: Asked) -> Any:
     async with openai.started(asked.call, wanted) as feed:
         terminal, text = await openai.tell(feed, stream, opening, lambda new: chunk({"content": new}))
         try:
-            reply = await openai.reply_of(asked.call, wanted, terminal, must=must)
+            reply = await openai.reply_of(asked.call, wanted, feed, terminal, must=must)
         except WireError as error:
             if stream is None or not stream.begun:
                 raise

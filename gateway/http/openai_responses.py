@@ -36,7 +36,7 @@ async def responses(asked: Asked) -> Any:
     async with openai.started(asked.call, wanted) as feed:
         terminal, text = await openai.tell(feed, stream, made.opening(), made.delta)
         try:
-            reply = await openai.reply_of(asked.call, wanted, terminal, must=must)
+            reply = await openai.reply_of(asked.call, wanted, feed, terminal, must=must)
         except WireError as error:
             if stream is None or not stream.begun:
                 raise

@@ -104,6 +104,7 @@ class ChatCompletions(msgspec.Struct, frozen=True, kw_only=True):
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
     seed: int | None = None
+    n: Literal[1] | None = None
     stop: str | Annotated[tuple[str, ...], msgspec.Meta(max_length=4)] | None = None
     response_format: ResponseFormat | None = None
 
