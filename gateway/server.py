@@ -53,6 +53,7 @@ class Gateway:
         """Addresses of sockets on their way to being one."""
         self._answers: set[trio.Event] = set()
         """One for each HTTP request whose answer is not written yet."""
+        self._stopping = False
 
     @property
     def running(self) -> int:
@@ -83,7 +84,7 @@ class Gateway:
     async def stop(self) -> None:
         """Accept no runs, let those that run finish while their finals are still sent, say goodbye, and be over."""
         self.services.log.info("stopping", clients=len(self._connections))
-        self.services.stopping.set()
+        self._stopping = True
         self._accepting.cancel(reason="the gateway stops")
         await self._over.wait()
 
@@ -115,7 +116,7 @@ class Gateway:
             return
         caller = caller_of(address, head.headers)
         if not head.is_websocket:
-            routes = Routes(self.services, self.door, address)
+            routes = Routes(self.services, self.door, address, stopping=lambda: self._stopping)
             await serve_http(transport, routes.admit, self._busy)
             return
         try:
@@ -123,7 +124,7 @@ class Gateway:
         except WireError as error:
             await refuse(transport, http_status(error_shape(error, log_id="")), str(error))
             return
-        if self.services.stopping.is_set():
+        if self._stopping:
             await self._refuse(transport, address, 503, "the gateway is stopping")
             return
         await self._upgrade(transport, caller)

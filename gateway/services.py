@@ -29,7 +29,6 @@ class Services:
         self.parking = Parking()
         self.feeds = Feeds()
         self.deliveries = Deliveries(runtime, self.log)
-        self.stopping = trio.Event()
         self.started_at = runtime.clock()
         self.listening: list[str] = []
         """Addresses, once the port is open."""

@@ -3,6 +3,7 @@
 Every route but the probes needs the bearer, hooks their own; all of them go through the same methods as the WebSocket.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -51,10 +52,11 @@ class HttpPeer(msgspec.Struct, frozen=True):
 class Routes:
     """Answers the requests of one connection, whose peer is at `address`."""
 
-    def __init__(self, services: Services, door: Door, address: str) -> None:
+    def __init__(self, services: Services, door: Door, address: str, *, stopping: Callable[[], bool]) -> None:
         self._services = services
         self._door = door
         self._address = address
+        self._stopping = stopping
 
     async def admit(self, head: Head) -> Answer | HttpResponse:
         """What the head alone decides: whether the caller is let in, a probe's answer, what there is not."""
@@ -136,7 +138,7 @@ class Routes:
 
     def _told(self, head: Head, peer: HttpPeer, response: HttpResponse) -> HttpResponse:
         """`response`, after a refusal has left its line."""
-        if 400 <= response.status < 500:
+        if response.status >= 400 and response.status != 500:
             asked = f"{head.method} {head.path[:200]}"
             reason = response.payload
             self._services.log.refusal(
@@ -146,9 +148,11 @@ class Routes:
 
     def _probe(self, head: Head) -> HttpResponse:
         if head.method not in ("GET", "HEAD"):
+            reason = f"{head.method} {head.path}: use GET or HEAD"
+            self._services.log.refusal("refused a request", status=405, reason=reason, peer=self._address)
             return not_allowed("GET, HEAD")
         if PROBES[head.path] == "live":
             return HttpResponse(200, {"ok": True, "status": "live"})
-        failing = ["the gateway is stopping"] if self._services.stopping.is_set() else []
+        failing = ["the gateway is stopping"] if self._stopping() else []
         payload = {"ready": not failing, "failing": failing, "uptimeMs": self._services.uptime_ms}
         return HttpResponse(503 if failing else 200, payload)
