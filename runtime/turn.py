@@ -202,10 +202,13 @@ class ChatTurn:
         assert run.past is not None
         messages, cost = run.past.followed_by((run.submission.message, *run.companions, *progress.heard))
         wishes = run.submission.wishes
-        if wishes.tools and plan.schemas == () and (info.demo or not info.compat.supports_tools):
+        schemas = plan.schemas
+        if wishes.tools and (info.demo or not info.compat.supports_tools):
             wishes = msgspec.structs.replace(wishes, tools=())
-        own = {tool.name for tool in wishes.tools}
-        given = () if wishes.only_those else tuple(tool for tool in plan.schemas if tool.name not in own)
+        if wishes.tools:
+            own = {tool.name for tool in wishes.tools}
+            kept = () if wishes.only_those else (tool for tool in schemas if tool.name not in own)
+            schemas = (*kept, *wishes.tools)
         if wishes.params and info.api == "openai-completions":
             info = msgspec.structs.replace(info, params=(*info.params, *wishes.params.items()))
         turn = LoopTurn(
@@ -216,7 +219,7 @@ class ChatTurn:
             system=system,
             messages=messages if cost <= plan.history_tokens else fit(messages, plan.history_tokens),
             tools=plan.tools,
-            schemas=(*given, *wishes.tools),
+            schemas=schemas,
             wishes=wishes,
         )
         return await run_turn(
