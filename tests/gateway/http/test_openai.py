@@ -1,6 +1,8 @@
 """What the routes of OpenAI's clients make of a request: its agent, its session, its prompt."""
 
 import base64
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,12 @@ import trio.testing
 from tests.kit.host import ECHO, TOKEN, TestHost, open_test_gateway
 
 from triops.agents.messages import Image
-from triops.agents.model import TextDelta
+from triops.agents.model import Compat, ModelInfo, ModelRef, TextDelta
+from triops.agents.providers.scripted import ScriptedProvider
 from triops.gateway.admission import MAX_PARKED
 from triops.gateway.handlers.intake import MAX_TEXT
 from triops.gateway.http.openai import KEEP_ALIVE
+from triops.runtime.models import ProviderEntry
 
 PNG = base64.b64encode(b"\x89PNG").decode()
 TWO = {"agents": ECHO["agents"] | {"entries": {"main": {}, "clerk": {}}}}
@@ -120,6 +124,27 @@ async def test_what_is_said_beside_the_message_is_bounded_too(tmp_path: Path) ->
         answer = await chat(host, messages=long)
         assert (answer.status, "system messages and tools have" in answer.body["error"]["message"]) == (400, True)
         assert (await chat(host, "x" * (MAX_TEXT + 1))).status == 400
+
+
+class Model(ScriptedProvider):
+    """Speaks OpenAI's dialect, and has never heard of tools."""
+
+    async def discover(self) -> Sequence[ModelInfo]:
+        ref, compat = ModelRef(self.id, "echo"), Compat(supports_tools=False)
+        return [ModelInfo(ref=ref, api="openai-completions", compat=compat, params=(("seed", 1), ("top_k", 5)))]
+
+
+async def test_what_only_one_dialect_has_words_for_reaches_its_models_and_no_tool_one_that_knows_none(
+    tmp_path: Path,
+) -> None:
+    model, tool = Model(), {"type": "function", "function": {"name": "f"}}
+    async with open_test_gateway(tmp_path, providers=(ProviderEntry(provider=model, why="the test"),)) as host:
+        asked = {"top_p": 0.3, "seed": 7, "stop": ["x"], "response_format": {"type": "json_object"}}
+        assert (await chat(host, tools=[tool], **asked)).status == 200
+        request = model.requests[-1]
+        assert json.loads(json.dumps(dict(request.model.params))) == {"top_k": 5, **asked}
+        assert request.tools == ()
+        assert (await chat(host, tools=[tool], tool_choice="required")).status == 502
 
 
 async def test_what_a_tool_choice_cannot_mean_is_refused(tmp_path: Path) -> None:
