@@ -75,6 +75,13 @@ Admit = Callable[[Head], Awaitable[Answer | HttpResponse]]
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 
+def sse(payload: Any, event: str = "", id: int | None = None) -> bytes:
+    """One server-sent event."""
+    head = b"" if id is None else b"id: %d\n" % id
+    head += b"event: %b\n" % event.encode() if event else b""
+    return b"%bdata: %b\n\n" % (head, _encode(payload))
+
+
 def error_body(message: str, kind: str) -> dict[str, Any]:
     """The body of a refusal that has no method: `{error:{message,type}}` (protocol, HTTP §1.2)."""
     return {"error": {"message": message, "type": kind}}

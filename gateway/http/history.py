@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import msgspec
 import trio
 
 from triops.gateway import wire
 from triops.gateway.handlers import intake
+from triops.gateway.http.exchange import sse
 from triops.gateway.http.openai import KEEP_ALIVE
 from triops.gateway.http.table import Asked, route
 from triops.gateway.methods import Call
@@ -73,11 +73,11 @@ async def _follow(asked: Asked, key: str, query: History) -> None:
                 whole = False
                 page = await _page(asked.call, key, query)
                 told = page["items"][-1]["__openclaw"]["seq"] if page["items"] else 0
-                out = _event("history", page)
+                out = sse(page, "history")
             news, behind[:] = [event for event in behind if event.seq > told], []
             for event in news:
                 told = event.seq
-                out += _event("message", _message(event))
+                out += sse(_message(event), "message")
             asked.stream.endless()
             await asked.stream.send(prefix + (out or b": keepalive\n\n"))
             prefix = b""
@@ -91,10 +91,6 @@ def _message(event: SessionMessage) -> dict[str, Any]:
     shown = wire.shown_message(event.message, event.message_id, event.seq, event.run_id)
     about = {"messageId": event.message_id, "messageSeq": event.seq}
     return {"sessionKey": event.session_key, "message": shown, **about}
-
-
-def _event(name: str, payload: dict[str, Any]) -> bytes:
-    return b"event: %b\ndata: %b\n\n" % (name.encode(), msgspec.json.encode(payload))
 
 
 @route("POST", "/sessions/{key}/kill", scope=ADMIN, style="ok")

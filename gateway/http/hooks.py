@@ -5,11 +5,8 @@ import hashlib
 from typing import Any
 from uuid import uuid4
 
-import msgspec
-
 from triops.gateway.deliveries import Delivery, told
 from triops.gateway.errors import WireError
-from triops.gateway.frames import decode_params
 from triops.gateway.handlers import intake
 from triops.gateway.http.exchange import HttpResponse
 from triops.gateway.http.openai import untrusted
@@ -20,20 +17,9 @@ from triops.runtime.config import Config
 from triops.runtime.runs.state import RunState, Terminal
 from triops.runtime.sessions import agent_of
 
-MAX_BODY = 256 * 1024
-_wake = msgspec.json.Decoder(HookWake)
-_agent = msgspec.json.Decoder(HookAgent)
-
 
 def _on(config: Config) -> bool:
     return hooks_prefix(config) is not None
-
-
-def _read(asked: Asked, decoder: msgspec.json.Decoder[Any]) -> Any:
-    if len(asked.body) > MAX_BODY:
-        words = f"a hook's body has at most {MAX_BODY} bytes, this one {len(asked.body)}"
-        raise WireError("INVALID_REQUEST", words, details={"limit": MAX_BODY})
-    return decode_params("body", decoder, msgspec.Raw(asked.body))
 
 
 def _session(call: Call, asked_key: str | None, agent_id: str | None, default: str) -> str:
@@ -57,10 +43,10 @@ def _session(call: Call, asked_key: str | None, agent_id: str | None, default: s
     return key
 
 
-@route("POST", "/hooks/wake", body=bytes, style="hook", enabled=_on)
+@route("POST", "/hooks/wake", body=HookWake, style="hook", enabled=_on)
 async def wake(asked: Asked) -> Any:
-    """Put a system event into a session, and with mode `now` have it answered. Body: `HookWake`."""
-    body: HookWake = _read(asked, _wake)
+    """Put a system event into a session, and with mode `now` have it answered."""
+    body: HookWake = asked.body
     if not body.text.strip():
         raise WireError("INVALID_REQUEST", "text required")
     key = _session(asked.call, body.session_key, body.agent_id, "main")
@@ -68,10 +54,10 @@ async def wake(asked: Asked) -> Any:
     return {"ok": True, "mode": body.mode, "eventOutcome": "queued"}
 
 
-@route("POST", "/hooks/agent", body=bytes, style="hook", enabled=_on)
+@route("POST", "/hooks/agent", body=HookAgent, style="hook", enabled=_on)
 async def agent(asked: Asked) -> Any:
-    """Have an agent work on a message that nobody vouches for; its main session hears the end. Body: `HookAgent`."""
-    body: HookAgent = _read(asked, _agent)
+    """Have an agent work on a message that nobody vouches for; its main session hears the end."""
+    body: HookAgent = asked.body
     call, services = asked.call, asked.call.services
     if not body.message.strip():
         raise WireError("INVALID_REQUEST", "message required")

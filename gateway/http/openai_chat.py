@@ -9,6 +9,7 @@ import msgspec
 from triops.agents.model import ToolSchema
 from triops.gateway.errors import WireError
 from triops.gateway.http import openai
+from triops.gateway.http.exchange import sse
 from triops.gateway.http.openai import Reply, Said
 from triops.gateway.http.table import Asked, route
 from triops.gateway.schema.openai import ChatCompletions, ChatMessage
@@ -51,7 +52,7 @@ async def chat_completions(asked: Asked) -> Any:
     head = {"id": id, "object": kind, "created": asked.call.services.runtime.clock() // 1000, "model": body.model}
 
     def chunk(delta: dict[str, Any], finish: str | None = None) -> bytes:
-        return _event(head | {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]})
+        return sse(head | {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]})
 
     opening = chunk({"role": "assistant"})
     stream = asked.stream if body.stream else None
@@ -62,7 +63,7 @@ async def chat_completions(asked: Asked) -> Any:
         except WireError as error:
             if stream is None or not stream.begun:
                 raise
-            await stream.send(_event({"error": openai.error_of(error)}) + DONE)
+            await stream.send(sse({"error": openai.error_of(error)}) + DONE)
             return None
     if stream is None:
         return head | {
@@ -74,7 +75,7 @@ async def chat_completions(asked: Asked) -> Any:
         rest += chunk({"content": openai.EMPTY})
     rest += b"".join(map(chunk, _call_deltas(reply))) + chunk({}, _finish(reply))
     if body.stream_options and body.stream_options.include_usage:
-        rest += _event(head | {"choices": [], "usage": _usage(reply)})
+        rest += sse(head | {"choices": [], "usage": _usage(reply)})
     await stream.send(rest + DONE)
     return None
 
@@ -125,7 +126,3 @@ def _usage(reply: Reply) -> dict[str, int]:
         "completion_tokens": reply.usage.output,
         "total_tokens": used + reply.usage.output,
     }
-
-
-def _event(payload: dict[str, Any]) -> bytes:
-    return b"data: %b\n\n" % msgspec.json.encode(payload)

@@ -4,12 +4,11 @@ from collections.abc import Iterable
 from typing import Any
 from uuid import uuid4
 
-import msgspec
-
-from triops.agents.messages import ToolCall
+from triops.agents.messages import ToolCall, Usage
 from triops.agents.model import ToolSchema
 from triops.gateway.errors import WireError
 from triops.gateway.http import openai
+from triops.gateway.http.exchange import sse
 from triops.gateway.http.openai import Reply, Said
 from triops.gateway.http.openai_chat import DONE
 from triops.gateway.http.table import Asked, route
@@ -165,7 +164,7 @@ class _Made:
     def _event(self, kind: str, **fields: Any) -> bytes:
         payload = {"type": kind, "sequence_number": self._events, **fields}
         self._events += 1
-        return b"event: %b\ndata: %b\n\n" % (kind.encode(), msgspec.json.encode(payload))
+        return sse(payload, kind)
 
 
 def _part(text: str) -> dict[str, Any]:
@@ -185,9 +184,9 @@ def _called(called: ToolCall) -> dict[str, Any]:
 
 def usage_of(reply: Reply | None) -> dict[str, Any]:
     """`usage` of a response; zeros while it is made."""
-    used = reply.usage if reply else None
-    read, written = (openai.tokens_in(used), used.output) if used else (0, 0)
-    cached = {"cached_tokens": used.cache_read if used else 0, "cache_write_tokens": used.cache_write if used else 0}
+    used = reply.usage if reply else Usage()
+    read, written = openai.tokens_in(used), used.output
+    cached = {"cached_tokens": used.cache_read, "cache_write_tokens": used.cache_write}
     return {
         "input_tokens": read,
         "input_tokens_details": cached,

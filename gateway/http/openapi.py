@@ -8,13 +8,10 @@ from typing import Any, cast
 import msgspec
 
 from triops.gateway.http.table import ROUTES, Asked, Route, route
-from triops.gateway.schema.http import HookAgent, HookWake
 from triops.gateway.scopes import READ
 from triops.runtime.config import Config
 
 _REF = "#/components/schemas/{name}"
-_HOOKS = {"/hooks/wake": HookWake, "/hooks/agent": HookAgent}
-"""Bodies that their handlers read, because they word their faults."""
 _REFUSALS = (400, 401, 403, 404, 405, 408, 409, 413, 429, 500, 502, 503)
 
 
@@ -27,8 +24,8 @@ async def openapi(asked: Asked) -> Any:
 def page(config: Config, version: str) -> dict[str, Any]:
     """The routes that this configuration has."""
     routes = [entry for entry in ROUTES if entry.enabled(config)]
-    bodies = [body for body in map(_body, routes) if body is not None]
-    kinds = list({id(kind): kind for kind in [*bodies, *(entry.query for entry in routes)]}.values())
+    used = [kind for entry in routes for kind in (entry.query, entry.body) if kind not in (None, bytes)]
+    kinds = list({id(kind): kind for kind in used}.values())
     shown, components = msgspec.json.schema_components(kinds, ref_template=_REF)
     schemas = {id(kind): _resolved(schema, components) for kind, schema in zip(kinds, shown, strict=True)}
     paths: dict[str, dict[str, Any]] = {}
@@ -44,10 +41,6 @@ def page(config: Config, version: str) -> dict[str, Any]:
         },
         "security": [{"bearer": []}],
     }
-
-
-def _body(entry: Route) -> Any:
-    return _HOOKS.get(entry.path) if entry.body is bytes else entry.body
 
 
 def _resolved(schema: dict[str, Any], components: dict[str, Any]) -> dict[str, Any]:
@@ -72,12 +65,10 @@ def _operation(entry: Route, schemas: dict[int, dict[str, Any]]) -> dict[str, An
     }
     if entry.scope is not None:
         operation["x-scope"] = entry.scope
-    if (body := _body(entry)) is not None:
+    if entry.body is not None:
+        shape = {"type": "object"} if entry.body is bytes else {"$ref": schemas[id(entry.body)]["$ref"]}
         required = entry.body is not bytes
-        schema = {"$ref": schemas[id(body)]["$ref"]}
-        operation["requestBody"] = {"required": required, "content": {"application/json": {"schema": schema}}}
-    elif entry.body is bytes:
-        operation["requestBody"] = {"content": {"application/json": {"schema": {"type": "object"}}}}
+        operation["requestBody"] = {"required": required, "content": {"application/json": {"schema": shape}}}
     return operation
 
 

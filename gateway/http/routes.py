@@ -122,7 +122,7 @@ class Routes:
                 if final:
                     park()
                 call = Call(self._services, peer, answers.append, park=park, final=final)
-                payload = await route.handler(Asked(head, call, path, query, read_body(body, route.body), stream))
+                payload = await route.handler(Asked(head, call, path, query, read_body(body, route), stream))
         except Exception as error:  # noqa: BLE001 - the request boundary
             log_id = uuid4().hex[:12]
             payload = error_shape(error, log_id=log_id)

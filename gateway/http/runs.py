@@ -3,13 +3,12 @@
 from typing import Any
 from uuid import uuid4
 
-import msgspec
 import trio
 
 from triops.gateway.errors import WireError
 from triops.gateway.feeds import Told
 from triops.gateway.http import openai
-from triops.gateway.http.exchange import HttpResponse
+from triops.gateway.http.exchange import HttpResponse, sse
 from triops.gateway.http.openai_responses import submission
 from triops.gateway.http.table import Asked, route
 from triops.gateway.schema.openai import Runs
@@ -120,7 +119,7 @@ def _event(run_id: str, event: Told) -> bytes:
         case RunEnded(terminal=terminal):
             kind = f"run.{_ended(terminal)}"
             told |= _end(terminal)
-    return b"id: %d\nevent: %b\ndata: %b\n\n" % (event.seq, kind.encode(), msgspec.json.encode({"event": kind, **told}))
+    return sse({"event": kind, **told}, kind, event.seq)
 
 
 def _ended(terminal: Terminal) -> str:

@@ -47,6 +47,7 @@ class Route(msgspec.Struct, frozen=True):
 
 
 ROUTES: list[Route] = []
+MAX_HOOK = 256 * 1024  # bytes of a hook's body
 
 
 def route(
@@ -132,19 +133,18 @@ def read_query(head: Head, kind: type) -> Any:
         raise WireError("INVALID_REQUEST", f"invalid query: {fault_text(str(error))}") from error
 
 
-_decode_nothing = msgspec.json.Decoder(NoParams)
-
-
-def read_body(body: bytes, kind: Any) -> Any:
-    """The body as a `kind`; see `Route.body`.
+def read_body(body: bytes, entry: Route) -> Any:
+    """The body as the route wants it.
 
     Raises:
         WireError: it does not fit.
     """
-    if kind is bytes:
+    if entry.style == "hook" and len(body) > MAX_HOOK:
+        words = f"a hook's body has at most {MAX_HOOK} bytes, this one {len(body)}"
+        raise WireError("INVALID_REQUEST", words, details={"limit": MAX_HOOK})
+    if entry.body is bytes:
         return body
-    decoder: msgspec.json.Decoder[Any] = _decode_nothing if kind is None else msgspec.json.Decoder(kind)
-    return decode_params("body", decoder, msgspec.Raw(body))
+    return decode_params("body", msgspec.json.Decoder(entry.body or NoParams), msgspec.Raw(body))
 
 
 _TYPES = {

@@ -8,7 +8,7 @@ import trio
 import trio.testing
 from tests.kit.host import ECHO, TOKEN, TestHost, open_test_gateway
 
-from triops.gateway.http.hooks import MAX_BODY
+from triops.gateway.http.table import MAX_HOOK
 
 HOOK = "the-hooks-own-secret-of-this-test"
 
@@ -126,7 +126,7 @@ async def test_what_is_wrong_with_a_hook_is_said(tmp_path: Path) -> None:
             ("agent", {"message": "x", "sessionKey": "main"}, 400, "hooks.allowedSessionKeyPrefixes"),
             ("agent", {"message": "x", "agentId": "nobody"}, 400, "nobody"),
             ("agent", {"message": "x", "channel": "last"}, 400, "no channels"),
-            ("agent", b" " * (MAX_BODY + 1), 413, "at most"),
+            ("agent", b" " * (MAX_HOOK + 1), 413, "at most"),
         ):
             answer = await hook(host, name, body)
             assert (answer.status, answer.body["ok"]) == (status, False), (name, body, answer)
