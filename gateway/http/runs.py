@@ -30,8 +30,11 @@ async def start(asked: Asked) -> Any:
         raise openai.bad(
             "stream, tools: a run is followed at /v1/runs/{id}/events, and calls the agent's own tools only"
         )
-    run_id = asked.head.get(b"idempotency-key") or body.idempotency_key or f"run_{uuid4()}"
-    wanted, _ = await submission(asked, body, run_id, "run", body.session_key)
+    given = asked.head.get(b"idempotency-key") or body.idempotency_key
+    run_id = given or f"run_{uuid4()}"
+    known = await services.runtime.runs.find(run_id) if given else None
+    session = body.session_key or (known.session.key if known is not None and not body.user else None)
+    wanted, _ = await submission(asked, body, run_id, "run", session)
     with services.feeds.follow(run_id):
         new = services.feeds.keep(run_id)  # before it is accepted, so that nothing is missed
         over = True

@@ -112,6 +112,9 @@ async def test_a_key_that_comes_again_is_the_same_run(tmp_path: Path) -> None:
         events = await follow(host, "k")
         again = await host.http("POST", "/v1/runs", body, headers={"Idempotency-Key": "k"})
         assert (again.status, again.body["status"]) == (202, "completed")
+        alone = [await host.http("POST", "/v1/runs", {"input": "SAY:x", "idempotency_key": "own"}) for _ in range(2)]
+        assert [answer.status for answer in alone] == [202, 202]
+        assert len({answer.body["session_key"] for answer in alone}) == 1
         other = await host.http("POST", "/v1/runs", body | {"input": "x"}, headers={"Idempotency-Key": "k"})
         assert (other.status, other.body["error"]["type"]) == (409, "invalid_request_error")
         assert await follow(host, "k") == events
