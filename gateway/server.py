@@ -69,6 +69,7 @@ class Gateway:
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self.services.fanout.run, name="fan-out")
+                nursery.start_soon(self.services.deliveries.run, name="deliveries")
                 nursery.start_soon(self._tick, name="tick")
                 nursery.start_soon(self._tell_health, name="health")
                 async with trio.open_nursery() as connections:
@@ -260,11 +261,12 @@ async def open_gateway(
     services.listening = [_address(*listener.socket.getsockname()[:2]) for listener in listeners]
     door.port = listeners[0].socket.getsockname()[1]
     gateway.url = f"http://{_address({'0.0.0.0': '127.0.0.1', '::': '::1'}.get(host, host), door.port)}"
-    async with trio.open_nursery() as nursery:
-        await nursery.start(gateway.serve, listeners, name="gateway")
-        try:
-            yield gateway
-        finally:
-            with trio.move_on_after(grace + CLOSE_GRACE + 15, shield=True):
-                await gateway.stop()
-            nursery.cancel_scope.cancel(reason="the gateway stops")
+    with runtime.bus.subscribe(services.feeds.hear):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(gateway.serve, listeners, name="gateway")
+            try:
+                yield gateway
+            finally:
+                with trio.move_on_after(grace + CLOSE_GRACE + 15, shield=True):
+                    await gateway.stop()
+                nursery.cancel_scope.cancel(reason="the gateway stops")

@@ -60,6 +60,7 @@ class Runtime:
         runs: Supervisor,
         cron: CronScheduler,
         heartbeat: Heartbeat,
+        plans: Plans,
         secret: Secret | None,
     ) -> None:
         self.loaded = loaded
@@ -75,6 +76,7 @@ class Runtime:
         self.runs = runs
         self.cron = cron
         self.heartbeat = heartbeat
+        self.plans = plans
         self.gateway_secret = secret
         """What clients prove themselves with; None with auth mode `none`."""
         self.agents: Mapping[str, AgentProfile] = profiles(loaded.config)
@@ -186,6 +188,7 @@ async def open_runtime(
             runs=runs,
             cron=cron,
             heartbeat=heartbeat,
+            plans=plans,
             secret=secret,
         )
 

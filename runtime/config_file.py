@@ -76,6 +76,7 @@ def load_config(paths: Paths, environ: Mapping[str, str]) -> LoadedConfig:
         reader.warn("TRIOPS_CONFIG_PATH", f"there is no file {paths.config}; the defaults hold")
     config = reader.struct(Config, parsed) or Config()
     config = replace(config, gateway=_gateway(config.gateway, parsed, environ, reader))
+    _check_hooks(config, reader)
     _check_agents(config, reader)
     _check_providers(config, reader)
     if (url := config.diagnostics.otel.endpoint) is not None:
@@ -185,6 +186,19 @@ def _gateway(
                 f"gateway.controlUi.allowedOrigins[{index}]", f"{origin!r} is no scheme://host[:port]; not used"
             )
     return replace(config, port=port, auth=auth, control_ui=replace(config.control_ui, allowed_origins=tuple(origins)))
+
+
+def _check_hooks(config: Config, reader: ConfigReader) -> None:
+    hooks, auth = config.hooks, config.gateway.auth
+    if hooks.enabled and hooks.token is None:
+        reader.warn("hooks.token", "is missing, so that there are no hooks")
+    elif hooks.enabled and hooks.token is not None:
+        if len(hooks.token.reveal()) < SHORTEST_TOKEN:
+            reader.fault("hooks.token", "can be guessed", f"use {SHORTEST_TOKEN} characters or more")
+        if hooks.token in (auth.token, auth.password):
+            reader.fault("hooks.token", "is the gateway's own secret", "use another one")
+        if not hooks.path.strip("/"):
+            reader.fault("hooks.path", "is the root", "write a path such as /hooks")
 
 
 def _auth(config: AuthConfig, explicit: bool, environ: Mapping[str, str], reader: ConfigReader) -> AuthConfig:

@@ -82,6 +82,10 @@ class Plans:
             raise NotFound(f"there is no agent {agent_id!r}; the configuration has {', '.join(self._agents)}")
         return profile.primary, profile.fallbacks
 
+    def tools_of(self, agent_id: str) -> tuple[AnyTool, ...]:
+        """The tools that the agent may call in a session of its own."""
+        return self._allowed(self._home(agent_id).tools, "full")
+
     async def of(self, run: Run, model: ModelInfo) -> Plan:
         """The plan of a turn."""
         mode: Mode = "minimal" if is_subagent(run.session.key) else "full"

@@ -6,6 +6,8 @@ What a turn leaves (`Draft`) is stored by the worker with the run's end. Knows n
 from collections.abc import Sequence
 from typing import Any, cast
 
+import msgspec
+
 from triops.agents.errors import ContextOverflow, ErrorKind, LimitReached, ProviderError
 from triops.agents.events import (
     MessageEnd,
@@ -202,6 +204,16 @@ class ChatTurn:
             system = f"{system}\n\n{run.submission.extra_system}"
         assert run.past is not None
         messages, cost = run.past.followed_by((run.submission.message, *run.companions, *progress.heard))
+        wishes = run.submission.wishes
+        schemas = plan.schemas
+        if wishes.tools and (info.demo or not info.compat.supports_tools):
+            wishes = msgspec.structs.replace(wishes, tools=())
+        if wishes.tools:
+            own = {tool.name for tool in wishes.tools}
+            kept = () if wishes.only_those else (tool for tool in schemas if tool.name not in own)
+            schemas = (*kept, *wishes.tools)
+        if wishes.params and info.api == "openai-completions":
+            info = msgspec.structs.replace(info, params=(*info.params, *wishes.params.items()))
         turn = LoopTurn(
             run_id=run.id,
             session_key=run.session.key,
@@ -210,7 +222,8 @@ class ChatTurn:
             system=system,
             messages=messages if cost <= plan.history_tokens else fit(messages, plan.history_tokens),
             tools=plan.tools,
-            schemas=plan.schemas,
+            schemas=schemas,
+            wishes=wishes,
         )
         return await run_turn(
             turn,

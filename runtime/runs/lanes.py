@@ -10,6 +10,7 @@ import msgspec
 import trio
 
 from triops.agents.messages import UserMessage
+from triops.agents.model import Wishes
 from triops.runtime.runs.registry import Run
 from triops.runtime.runs.state import QueueMode, Submission
 from triops.runtime.sessions import MAX_SPAWN_DEPTH
@@ -98,7 +99,8 @@ class Lane:
 def _joins(run: Run, mode: QueueMode) -> bool:
     """Whether a run may be part of another one's turn: it wants to, and asks for nothing that the other lacks."""
     asked = run.submission
-    plain = asked.model is None and not asked.extra_system and isinstance(asked.message, UserMessage)
+    plain = asked.model is None and not asked.extra_system and asked.wishes == Wishes()
+    plain = plain and isinstance(asked.message, UserMessage)
     return asked.queue_mode == mode and plain and run.stop_reason is None
 
 
