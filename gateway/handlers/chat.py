@@ -3,7 +3,6 @@
 from typing import Any
 
 import msgspec
-import trio
 
 from triops.gateway import wire
 from triops.gateway.errors import WireError
@@ -17,7 +16,6 @@ from triops.runtime.store import sessions as stored
 from triops.runtime.store.sessions import Placed
 
 HISTORY_BYTES = 6 * 1024 * 1024
-STORED_WITHIN = 5.0  # seconds that an abort waits for the disk
 
 
 @method("chat.send", scope="operator.write")
@@ -64,14 +62,7 @@ async def _abort(call: Call, key: str, run_id: str | None) -> dict[str, Any]:
         if run is not None and run.session.key != key:
             raise WireError("INVALID_REQUEST", "runId does not match sessionKey")
         wanted = [run] if run is not None else []
-    waiting_first = sorted(wanted, key=lambda run: run.state is RunState.RUNNING)
-    stopped = [run for run in waiting_first if runs.abort(run, "rpc")]
-    with trio.move_on_after(STORED_WITHIN) as late:
-        for run in stopped:
-            if not run.begun:  # it would run after a restart, were it not on disk that it is over
-                await run.ended.wait()
-    if late.cancelled_caught:
-        raise WireError("UNAVAILABLE", "what was stopped could not be stored yet; ask again", retryable=True)
+    stopped = await runs.stop(wanted, "rpc")
     return {"ok": True, "aborted": bool(stopped), "runIds": [run.id for run in stopped]}
 
 

@@ -99,5 +99,5 @@ async def kill(asked: Asked) -> Any:
     runtime = asked.call.services.runtime
     key = intake.session_key(asked.call, asked.path["key"])
     await runtime.store.read(lambda db: stored.require(db, key))
-    killed = [runtime.runs.abort(run, "rpc") for run in runtime.runs.open_runs(key)]
-    return {"ok": True, "killed": any(killed)}
+    killed = await runtime.runs.stop(runtime.runs.open_runs(key), "rpc")
+    return {"ok": True, "killed": bool(killed)}

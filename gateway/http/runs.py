@@ -101,7 +101,7 @@ async def stop(asked: Asked) -> Any:
     run = runs.open_run(run_id)
     if run is None:
         return await show(asked)
-    if not runs.abort(run, "rpc"):
+    if not await runs.stop([run], "rpc"):
         raise WireError("INVALID_REQUEST", f"run {run_id} is being stopped already, or part of another one")
     return {"run_id": run_id, "status": "stopping"}
 

@@ -4,7 +4,7 @@ One inbox; what it accepted is on disk before anybody is told. A run is a child 
 a task of the supervisor's nursery. Knows neither how a run is worked off (`worker.py`) nor clients.
 """
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -33,6 +33,7 @@ from triops.runtime.store.sessions import Placed
 from triops.runtime.store.sqlite import Outcome, Store
 
 INBOX_CAPACITY = 256  # submissions of a burst; past it the caller hears `Busy` and nothing was written
+STORED_WITHIN = 5.0  # seconds that who stops runs waits for the disk
 COMMIT_GRACE = 10.0  # seconds that stopped runs have to reach the disk with their ends, when the runtime stops
 
 Acknowledge = Callable[[Accepted], None]
@@ -179,6 +180,24 @@ class Supervisor:
             lane.queue.remove(run)
             self._tasks.start_soon(self._worker.drop, run, name=f"drop {run.id}")
         return True
+
+    async def stop(self, runs: Iterable[Run], reason: str) -> list[Run]:
+        """Stop those of `runs` that can be, waiting ones first; on return no restart can bring one of them back.
+
+        Cancelled: they are stopped all the same.
+
+        Raises:
+            Unavailable: that the waiting ones are over is not on disk yet; ask again.
+        """
+        waiting_first = sorted(runs, key=lambda run: run.begun)
+        stopped = [run for run in waiting_first if self.abort(run, reason)]
+        with trio.move_on_after(STORED_WITHIN) as late:
+            for run in stopped:
+                if not run.begun:
+                    await run.ended.wait()
+        if late.cancelled_caught:
+            raise Unavailable("what was stopped could not be stored yet; ask again")
+        return stopped
 
     async def answer(self, submission: Submission, text: str, *, acknowledge: Acknowledge | None = None) -> Accepted:
         """Have a run accepted that is over already: `text` is its reply, and neither lane nor model has a part in it.
