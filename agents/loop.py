@@ -1,4 +1,4 @@
-"""The agent loop: ask the model, run the tools that it calls, and again, until it calls none.
+"""The agent loop: ask the model, run the tools that it calls, and again, until it calls none, or one of its caller's.
 
 This is the file to read first. It knows neither store nor clients: what happens is emitted, what must last is handed
 to `save`, and what people said meanwhile comes out of `steer`.
@@ -24,6 +24,7 @@ from triops.agents.model import (
     ThinkingDelta,
     ToolCallDelta,
     ToolSchema,
+    Wishes,
 )
 from triops.agents.tool import AnyTool
 from triops.agents.toolbox import Toolbox, output_limit
@@ -47,6 +48,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     """What the model may call, by name."""
     schemas: tuple[ToolSchema, ...]
     """What the model is told of it."""
+    wishes: Wishes = Wishes()
     max_steps: int = 64
     """Calls of the model."""
     has_other: bool = False
@@ -99,6 +101,7 @@ async def run_turn(
         taken.extend(steer())
         return bool(taken)
 
+    callers = {tool.name for tool in turn.wishes.tools}
     step = 0
     refitted = False
     while True:
@@ -119,7 +122,7 @@ async def run_turn(
             emit(RetryNotice(1, 1, words, 0, error.kind))
             turn, messages = msgspec.structs.replace(turn, model=model), smaller
             reply = await _ask(provider, turn, messages, step, emit, mark, now)
-        if not reply.tool_calls:
+        if not reply.tool_calls or any(call.name in callers for call in reply.tool_calls):
             return reply
         if step >= turn.max_steps:
             raise LimitReached(
@@ -151,6 +154,8 @@ async def _ask(
         system=turn.system,
         messages=messages,
         tools=turn.schemas,
+        max_tokens=turn.wishes.max_tokens,
+        temperature=turn.wishes.temperature,
         session_id=turn.session_id,
         has_other=turn.has_other,
         sent=lambda: mark("first_token"),

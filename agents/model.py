@@ -85,6 +85,19 @@ class ToolSchema(msgspec.Struct, frozen=True):
     parameters: dict[str, Any]
 
 
+class Wishes(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a caller of one turn wants of the model, beside its words."""
+
+    tools: tuple[ToolSchema, ...] = ()
+    """The caller's own tools: a reply that calls one ends the turn, and the caller runs it."""
+    only_those: bool = False
+    """The model gets no others."""
+    max_tokens: int | None = None
+    temperature: float | None = None
+    params: dict[str, Any] = {}
+    """In the words of OpenAI's chat completions; endpoints of another dialect are not sent them."""
+
+
 class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One call of a model. `messages` are in order, each tool call followed by its result."""
 

@@ -225,6 +225,21 @@ class Door:
         await trio.sleep(delay)
         raise refused
 
+    async def check_hook(self, caller: Caller, offered: str, secret: Secret) -> None:
+        """Let the caller of a hook pass. Knowing that secret does not excuse wrong guesses at the gateway's.
+
+        Raises:
+            WireError: the secret is another.
+        """
+        with self._limiter.reserve(caller.limiter_key) as attempt:
+            if offered and secret.matches(offered):
+                return
+            delay = attempt.failed() if offered else 0.0
+        error = WireError("INVALID_REQUEST", "Unauthorized", details={"code": "AUTH_HOOK_TOKEN_MISMATCH"})
+        self._tell("refused a hook", error, caller)
+        await trio.sleep(delay)
+        raise error
+
 
 _decode_device = msgspec.json.Decoder(PairedDevice, dec_hook=lambda kind, value: kind(value)).decode
 _decode_pending = msgspec.json.Decoder(PendingPairing).decode

@@ -83,6 +83,8 @@ def http_status(error: ErrorShape) -> int:
     """The HTTP status for `error`: its details say more than its code, which the protocol keeps coarse."""
     details = error.details or {}
     detail: str = details.get("code", "")
+    if detail == "RUN_FAILED":
+        return 502
     if detail == "AUTH_RATE_LIMITED":
         return 429
     if "limit" in details:

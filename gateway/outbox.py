@@ -5,6 +5,8 @@ Past the limit the client is given up (`overflowed`), its runs are not.
 """
 
 from collections import deque
+from collections.abc import Callable
+from math import inf
 
 import msgspec
 import trio
@@ -13,6 +15,7 @@ from triops.gateway.frames import EncodedEvent, encode_event
 from triops.gateway.schema.events import AgentEvent, ChatEvent
 
 MAX_FRAMES = 1024
+SLOW = 1.0  # seconds of one write, from which on what piles up behind it is counted: a burst is no slow client
 MAX_BYTES = 8 * 1024 * 1024
 BATCH_BYTES = 256 * 1024  # frames are joined up to this into one write
 
@@ -43,7 +46,8 @@ class OutboxStatistics(msgspec.Struct, frozen=True):
 class Outbox:
     """Frames for one client, in order. Event frames get their `seq` when they are taken, so that it has no gaps."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = trio.current_time) -> None:
+        self._now = now
         self._queue: deque[bytes | EncodedEvent | Delta] = deque()
         self._bytes = 0
         self._merged = 0
@@ -51,6 +55,8 @@ class Outbox:
         self._waiting: dict[tuple[str, str], int] = {}
         """Where the newest waiting delta of each run stands, counted from the first frame ever queued."""
         self._taken = 0
+        self._writing = inf
+        """When the writer took what it writes now."""
         self._bell = trio.lowlevel.ParkingLot()
         self.overflowed = False
 
@@ -89,7 +95,8 @@ class Outbox:
             return  # given up: until its writer has noticed, which a full socket delays, nothing more piles up
         self._queue.append(item)
         self._bytes += size
-        if len(self._queue) > MAX_FRAMES or self._bytes > MAX_BYTES:
+        too_many = len(self._queue) > MAX_FRAMES and self._now() - self._writing > SLOW
+        if too_many or self._bytes > MAX_BYTES:
             self.overflowed = True
         if ring or self.overflowed:
             self.ring()
@@ -125,6 +132,7 @@ class Outbox:
                 frame = item.frame(self._seq)
             size += len(frame)
             frames.append(frame)
+        self._writing = self._now() if frames else inf
         return frames
 
     def statistics(self) -> OutboxStatistics:

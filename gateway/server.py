@@ -5,11 +5,12 @@ the runtime drain while finals still reach them, and closes them with 1012.
 """
 
 from collections.abc import AsyncGenerator, Generator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from errno import EADDRINUSE
 from uuid import uuid4
 
 import trio
+from msgspec.structs import replace
 
 from triops.gateway import handlers
 from triops.gateway.connection import Connection, serve_websocket
@@ -17,8 +18,8 @@ from triops.gateway.door import Caller, Door, caller_of
 from triops.gateway.errors import WireError, error_shape, http_status
 from triops.gateway.handlers.system import health_summary
 from triops.gateway.hello import TICK_MS
-from triops.gateway.http.exchange import refuse, serve_http
-from triops.gateway.http.head import HeadError, read_head
+from triops.gateway.http.exchange import Answer, HttpResponse, refuse, serve_http
+from triops.gateway.http.head import Head, HeadError, read_head
 from triops.gateway.http.routes import Routes
 from triops.gateway.locality import normalise_address
 from triops.gateway.services import Services
@@ -28,7 +29,7 @@ from triops.runtime.compose import Runtime
 from triops.runtime.runs.state import RunState
 
 HEALTH_EVERY = 60.0  # seconds
-UNAUTHENTICATED_PER_ADDRESS = 32  # sockets that have not said hello; past it 503
+UNAUTHENTICATED_PER_ADDRESS = 32  # sockets that asked and have shown no secret; past it 503, and HTTP is not kept alive
 BACKLOG = 1024  # a burst of connects waits in the kernel, and is answered 503 rather than reset
 GRACE = 10.0  # seconds that runs may take to finish when the gateway stops
 CLOSE_GRACE = 2.0  # seconds for the goodbyes
@@ -49,8 +50,8 @@ class Gateway:
         self._accepting = trio.CancelScope()
         self._over = trio.Event()
         self._connections: set[Connection] = set()
-        self._upgrading: list[str] = []
-        """Addresses of sockets on their way to being one."""
+        self._strangers: list[str] = []
+        """Addresses of sockets on their way to being one, or that asked over HTTP and have shown no secret."""
         self._answers: set[trio.Event] = set()
         """One for each HTTP request whose answer is not written yet."""
         self._stopping = False
@@ -68,6 +69,7 @@ class Gateway:
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self.services.fanout.run, name="fan-out")
+                nursery.start_soon(self.services.deliveries.run, name="deliveries")
                 nursery.start_soon(self._tick, name="tick")
                 nursery.start_soon(self._tell_health, name="health")
                 async with trio.open_nursery() as connections:
@@ -109,14 +111,13 @@ class Gateway:
     async def _serve(self, transport: Transport, address: str) -> None:
         try:
             head = await read_head(transport)
+            caller = caller_of(address, head.headers)
+            if not head.is_websocket:
+                await self._serve_http(transport, caller.address)
+                return
         except HeadError as error:
             if error.status:
                 await self._refuse(transport, address, error.status, str(error))
-            return
-        caller = caller_of(address, head.headers)
-        if not head.is_websocket:
-            routes = Routes(self.services, self.door, address, stopping=lambda: self._stopping)
-            await serve_http(transport, routes.admit, self._busy)
             return
         try:
             self.door.check_head(caller)
@@ -127,6 +128,32 @@ class Gateway:
             await self._refuse(transport, address, 503, "the gateway is stopping")
             return
         await self._upgrade(transport, caller)
+
+    async def _serve_http(self, transport: Transport, address: str) -> None:
+        routes = Routes(self.services, self.door, address, stopping=lambda: self._stopping)
+        crowded = self._is_crowded(address)
+        with self._stranger(address) as stranger:
+
+            async def admit(head: Head) -> Answer | HttpResponse:
+                answer = await routes.admit(head)
+                if not isinstance(answer, HttpResponse):
+                    stranger.close()
+                elif crowded:  # a monitor is answered all the same, but holds no socket
+                    return replace(answer, headers=(*answer.headers, (b"Connection", b"close")))
+                return answer
+
+            await serve_http(transport, admit, self._busy)
+
+    def _is_crowded(self, address: str) -> bool:
+        known = sum(connection.unknown and connection.actor == address for connection in self._connections)
+        return self._strangers.count(address) + known >= UNAUTHENTICATED_PER_ADDRESS
+
+    def _stranger(self, address: str) -> ExitStack:
+        """Count a socket among those of its address that have proven nothing, until what this gives is closed."""
+        self._strangers.append(address)
+        counted = ExitStack()
+        counted.callback(self._strangers.remove, address)
+        return counted
 
     async def _refuse(self, transport: Transport, address: str, status: int, reason: str) -> None:
         self.services.log.refusal("refused a request", status=status, reason=reason, peer=address)
@@ -143,9 +170,7 @@ class Gateway:
             written.set()
 
     async def _upgrade(self, transport: Transport, caller: Caller) -> None:
-        waiting = self._upgrading.count(caller.address)
-        waiting += sum(connection.unknown and connection.actor == caller.address for connection in self._connections)
-        if waiting >= UNAUTHENTICATED_PER_ADDRESS:
+        if self._is_crowded(caller.address):
             await self._refuse(transport, caller.address, 503, "Too many unauthenticated sockets")
             return
         connection: Connection | None = None
@@ -154,17 +179,15 @@ class Gateway:
             nonlocal connection
             connection = made
             self._connections.add(made)
-            self._upgrading.remove(caller.address)
+            stranger.close()
 
-        self._upgrading.append(caller.address)
-        try:
-            await serve_websocket(transport, caller, self.services, self.door, opened=opened)
-        finally:
-            if connection is None:
-                self._upgrading.remove(caller.address)
-            else:
-                self._connections.discard(connection)
-                connection.left()
+        with self._stranger(caller.address) as stranger:
+            try:
+                await serve_websocket(transport, caller, self.services, self.door, opened=opened)
+            finally:
+                if connection is not None:
+                    self._connections.discard(connection)
+                    connection.left()
 
     async def _tick(self) -> None:
         """Tell every client that the connection lives, until cancelled."""
@@ -238,11 +261,12 @@ async def open_gateway(
     services.listening = [_address(*listener.socket.getsockname()[:2]) for listener in listeners]
     door.port = listeners[0].socket.getsockname()[1]
     gateway.url = f"http://{_address({'0.0.0.0': '127.0.0.1', '::': '::1'}.get(host, host), door.port)}"
-    async with trio.open_nursery() as nursery:
-        await nursery.start(gateway.serve, listeners, name="gateway")
-        try:
-            yield gateway
-        finally:
-            with trio.move_on_after(grace + CLOSE_GRACE + 15, shield=True):
-                await gateway.stop()
-            nursery.cancel_scope.cancel(reason="the gateway stops")
+    with runtime.bus.subscribe(services.feeds.hear):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(gateway.serve, listeners, name="gateway")
+            try:
+                yield gateway
+            finally:
+                with trio.move_on_after(grace + CLOSE_GRACE + 15, shield=True):
+                    await gateway.stop()
+                nursery.cancel_scope.cancel(reason="the gateway stops")

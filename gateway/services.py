@@ -5,7 +5,9 @@ from functools import partial
 import trio
 
 from triops.gateway.admission import Parking, WriteLimiter
+from triops.gateway.deliveries import Deliveries
 from triops.gateway.fanout import Fanout
+from triops.gateway.feeds import Feeds
 from triops.gateway.frames import StateVersion
 from triops.gateway.presence import Presence
 from triops.gateway.rows import session_row
@@ -25,6 +27,8 @@ class Services:
         self.presence = Presence(runtime.clock, version=version)
         self.writes = WriteLimiter(trio.current_time)
         self.parking = Parking()
+        self.feeds = Feeds()
+        self.deliveries = Deliveries(runtime, self.log)
         self.started_at = runtime.clock()
         self.listening: list[str] = []
         """Addresses, once the port is open."""

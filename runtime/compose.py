@@ -4,7 +4,7 @@ store ⊃ models ⊃ runs ⊃ services: nesting is the order of shutdown. A part
 """
 
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from triops.agents.tools.files import file_tools
 from triops.runtime.agents import AgentProfile, profiles
 from triops.runtime.boundaries import supervise
 from triops.runtime.bus import Bus
-from triops.runtime.clock import Clock, system_clock
+from triops.runtime.clock import Clock, InThread, system_clock
 from triops.runtime.config import Config, endpoint_of, workspace_of
 from triops.runtime.config_file import LoadedConfig
 from triops.runtime.cron.heartbeat import Heartbeat
@@ -28,13 +28,14 @@ from triops.runtime.cron.scheduler import CronScheduler, open_scheduler
 from triops.runtime.logs import Log, LogFile, Redactor
 from triops.runtime.models import ModelCatalog, ProviderEntry
 from triops.runtime.paths import Paths
-from triops.runtime.plans import InThread, Plans, prepare_workspaces
+from triops.runtime.plans import Plans, prepare_workspaces
 from triops.runtime.providers import provider_entries
 from triops.runtime.redaction import redacted, redacted_raw
 from triops.runtime.runs.lanes import Lanes
 from triops.runtime.runs.supervisor import Supervisor, open_supervisor
 from triops.runtime.secrets import Secret
 from triops.runtime.spend import Spend
+from triops.runtime.store.aside import open_aside
 from triops.runtime.store.sqlite import Store, open_store
 from triops.runtime.tools.sessions import SessionTools
 from triops.runtime.tracing import open_tracing
@@ -63,6 +64,7 @@ class Runtime:
         runs: Supervisor,
         cron: CronScheduler,
         heartbeat: Heartbeat,
+        plans: Plans,
         secret: Secret | None,
     ) -> None:
         self.loaded = loaded
@@ -78,6 +80,7 @@ class Runtime:
         self.runs = runs
         self.cron = cron
         self.heartbeat = heartbeat
+        self.plans = plans
         self.gateway_secret = secret
         """What clients prove themselves with; None with auth mode `none`."""
         self.agents: Mapping[str, AgentProfile] = profiles(loaded.config)
@@ -104,7 +107,7 @@ async def open_runtime(
     store: Store | None = None,
     providers: tuple[ProviderEntry, ...] | None = None,
     tools: tuple[AnyTool, ...] = (),
-    in_thread: InThread | None = None,
+    in_thread: InThread = trio.to_thread.run_sync,
     drain: float = DRAIN,
 ) -> AsyncGenerator[Runtime]:
     """Open everything; inside the block runs are accepted and jobs fire.
@@ -122,6 +125,7 @@ async def open_runtime(
     async with AsyncExitStack() as stack:
         if store is None:
             store = await stack.enter_async_context(open_store(paths.database))
+        aside = stack.enter_context(closing(open_aside(paths.database)))
         bus = bus or Bus(log.bind("bus"))
         await stack.enter_async_context(open_tracing(config.diagnostics.otel, bus, clock, log))
         catalog = await stack.enter_async_context(
@@ -135,7 +139,7 @@ async def open_runtime(
             workspace_of=partial(workspace_of, config, paths),
             tools=lambda root: (*file_tools(root), *session_tools.tools(), *tools),
             clock=clock,
-            in_thread=in_thread or trio.to_thread.run_sync,
+            in_thread=in_thread,
             log=log,
         )
         warmup = stack.enter_context(
@@ -163,6 +167,8 @@ async def open_runtime(
                 budget=config.agents.defaults.timeout_seconds or NO_LIMIT,
                 max_age_ms=round(config.messages.queue.max_age * 1000),
                 grace=drain,
+                aside=aside,
+                in_thread=in_thread,
             )
         )
         holder.append(runs)
@@ -188,6 +194,7 @@ async def open_runtime(
             runs=runs,
             cron=cron,
             heartbeat=heartbeat,
+            plans=plans,
             secret=secret,
         )
 

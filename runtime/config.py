@@ -48,6 +48,29 @@ class TailscaleConfig(msgspec.Struct, frozen=True, rename="camel"):
     """Serving through Tailscale is not supported."""
 
 
+class EndpointConfig(msgspec.Struct, frozen=True, rename="camel"):
+    """One API over HTTP."""
+
+    enabled: bool = True
+    """Whether it is there."""
+
+
+class EndpointsConfig(msgspec.Struct, frozen=True, rename="camel"):
+    """The APIs that OpenAI's clients speak."""
+
+    chat_completions: EndpointConfig = EndpointConfig()
+    """`POST /v1/chat/completions`."""
+    responses: EndpointConfig = EndpointConfig()
+    """`POST /v1/responses`."""
+
+
+class HttpConfig(msgspec.Struct, frozen=True, rename="camel"):
+    """Plain HTTP on the gateway's port."""
+
+    endpoints: EndpointsConfig = EndpointsConfig()
+    """The APIs that OpenAI's clients speak."""
+
+
 class GatewayConfig(msgspec.Struct, frozen=True, rename="camel"):
     """Where the gateway listens."""
 
@@ -61,6 +84,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, rename="camel"):
     """Who may connect."""
     control_ui: ControlUiConfig = ControlUiConfig()
     """The web client."""
+    http: HttpConfig = HttpConfig()
+    """Plain HTTP on the same port."""
     tailscale: TailscaleConfig = TailscaleConfig()
     """Must be off."""
 
@@ -230,6 +255,8 @@ ENDPOINTS: dict[str, tuple[str, str | None]] = {
 """The wire format and the address of providers that are known by their id."""
 KEYED = ("openai", "anthropic")
 """Those of them that answer nobody without a key."""
+LOCAL = {"ollama": "Ollama", "lmstudio": "LM Studio", "llamacpp": "llama.cpp"}
+"""Those of them that are servers on this machine."""
 
 
 def endpoint_of(id: str, provider: ProviderConfig) -> tuple[str, str | None]:
@@ -246,6 +273,19 @@ def key_variable(id: str) -> str:
 def key_hint(id: str) -> str:
     """Where to set a provider's key, in words."""
     return f"set {key_variable(id)} or write {join('models.providers', id)}.apiKey"
+
+
+def local_servers(config: "Config") -> list[str]:
+    """The servers on this machine that are looked for: all if no model is chosen, else those that one is chosen of."""
+    defaults, providers = config.agents.defaults, config.models.providers
+    if config.models.mode == "replace":
+        return []
+    choices = (defaults.model, *(entry.model for entry in config.agents.entries.values()))
+    named = {name for choice in choices for name in (choice.primary or "", *choice.fallbacks)}
+    named |= {*defaults.models, defaults.heartbeat.model or ""}
+    named -= {model.id for provider in providers.values() for model in provider.models}  # `ollama/m` of a proxy
+    ids = {name.partition("/")[0] for name in named}
+    return [id for id in LOCAL if id not in providers and (defaults.model.primary is None or id in ids)]
 
 
 class SpendLimit(msgspec.Struct, frozen=True, rename="camel"):
@@ -307,6 +347,25 @@ class CronConfig(msgspec.Struct, frozen=True, rename="camel"):
     """Whether what fell due while the process was down is left out."""
 
 
+class HooksConfig(msgspec.Struct, frozen=True, rename="camel"):
+    """What other programs may start with a secret of their own."""
+
+    enabled: bool = False
+    """Whether they are there; they need `token`."""
+    token: Secret | None = None
+    """The secret, at least 12 characters."""
+    path: str = "/hooks"
+    """Where they are."""
+    default_session_key: str | None = None
+    """The session of a run that names none; unset, one of its own."""
+    allow_request_session_key: bool = False
+    """Whether a request may name its session."""
+    allowed_session_key_prefixes: tuple[str, ...] = ()
+    """How those must begin; none, any."""
+    allowed_agent_ids: tuple[str, ...] | None = None
+    """Agents that may be asked; unset, all."""
+
+
 class LoggingConfig(msgspec.Struct, frozen=True, rename="camel"):
     """The log."""
 
@@ -361,6 +420,8 @@ class Config(msgspec.Struct, frozen=True, rename="camel"):
     """How messages are taken."""
     cron: CronConfig = CronConfig()
     """Scheduled work."""
+    hooks: HooksConfig = HooksConfig()
+    """What other programs may start."""
     logging: LoggingConfig = LoggingConfig()
     """The log."""
     diagnostics: DiagnosticsConfig = DiagnosticsConfig()

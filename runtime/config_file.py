@@ -23,6 +23,7 @@ from triops.runtime.config import (
     ProviderConfig,
     endpoint_of,
     join,
+    local_servers,
 )
 from triops.runtime.config_reader import ConfigError, ConfigReader, Fault, Notice
 from triops.runtime.paths import Paths
@@ -75,6 +76,7 @@ def load_config(paths: Paths, environ: Mapping[str, str]) -> LoadedConfig:
         reader.warn("TRIOPS_CONFIG_PATH", f"there is no file {paths.config}; the defaults hold")
     config = reader.struct(Config, parsed) or Config()
     config = replace(config, gateway=_gateway(config.gateway, parsed, environ, reader))
+    _check_hooks(config, reader)
     _check_agents(config, reader)
     _check_providers(config, reader)
     if (url := config.diagnostics.otel.endpoint) is not None:
@@ -186,6 +188,19 @@ def _gateway(
     return replace(config, port=port, auth=auth, control_ui=replace(config.control_ui, allowed_origins=tuple(origins)))
 
 
+def _check_hooks(config: Config, reader: ConfigReader) -> None:
+    hooks, auth = config.hooks, config.gateway.auth
+    if hooks.enabled and hooks.token is None:
+        reader.warn("hooks.token", "is missing, so that there are no hooks")
+    elif hooks.enabled and hooks.token is not None:
+        if len(hooks.token.reveal()) < SHORTEST_TOKEN:
+            reader.fault("hooks.token", "can be guessed", f"use {SHORTEST_TOKEN} characters or more")
+        if hooks.token in (auth.token, auth.password):
+            reader.fault("hooks.token", "is the gateway's own secret", "use another one")
+        if not hooks.path.strip("/"):
+            reader.fault("hooks.path", "is the root", "write a path such as /hooks")
+
+
 def _auth(config: AuthConfig, explicit: bool, environ: Mapping[str, str], reader: ConfigReader) -> AuthConfig:
     given: dict[str, Secret] = {}
     for name in ("token", "password"):
@@ -260,7 +275,7 @@ def _check_default(config: Config, reader: ConfigReader) -> None:
     defaults, providers = config.agents.defaults, config.models.providers
     name = defaults.model.primary or ""
     id, slash, _ = name.partition("/")
-    if not slash or id in {*providers, *KEYED, "codex", "scripted", "local"}:
+    if not slash or id in {*providers, *KEYED, *local_servers(config), "codex", "scripted", "local"}:
         return
     aliases = {(setting.alias or "").lower() for setting in defaults.models.values()}
     if name.lower() not in aliases and all(name != model.id for entry in providers.values() for model in entry.models):

@@ -50,9 +50,9 @@ class ConfigError(Exception):
 
 
 UNUSED: dict[type, str] = {
-    c.Config: "$schema meta auth bindings session commands memory hooks channels skills plugins mcp browser ui"
+    c.Config: "$schema meta auth bindings session commands memory channels skills plugins mcp browser ui"
     " discovery update talk acp wizard worktreeRoot audit telemetry secrets tts approvals",
-    c.GatewayConfig: "mode roles trustedProxies allowRealIpFallback publicOrigin remote nodes http reload tls terminal"
+    c.GatewayConfig: "mode roles trustedProxies allowRealIpFallback publicOrigin remote nodes reload tls terminal"
     " push cliAgents",
     c.AuthConfig: "allowTailscale identityScopes rateLimit trustedProxy",
     c.ControlUiConfig: "enabled basePath root embedSandbox allowExternalEmbedUrls environment communityInvite"
@@ -80,6 +80,9 @@ UNUSED: dict[type, str] = {
     " supportsInstructions supportsStrictMode thinkingFormat codeMode",
     c.MessagesConfig: "responsePrefix ackReaction ackReactionScope inbound groupChat visibleReplies responseUsage tts",
     c.QueueConfig: "drop byChannel debounceMs debounceMsByChannel",
+    c.EndpointConfig: "maxBodyBytes images files",
+    c.HttpConfig: "securityHeaders",
+    c.HooksConfig: "internal gmail maxBodyBytes presets transformsDir mappings",
     c.CronConfig: "triggers webhookToken webhookSsrfPolicy sessionRetention failureAlert",
     c.LoggingConfig: "file consoleLevel consoleStyle redactSensitive",
     c.DiagnosticsConfig: "enabled flags cacheTrace stuckSessionWarnMs",

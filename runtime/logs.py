@@ -28,7 +28,7 @@ MAX_TEXT = 4_000
 """Characters of one value; what is cut says so."""
 MAX_DEPTH = 6
 MAX_FRAMES = 20
-REFUSALS = 20  # lines a minute of one message that peers cause; further ones are counted
+REFUSALS = 20  # lines a minute of one message and cause that peers have written; further ones are counted
 CONSOLE_CAPACITY = 4_096  # lines; when full, further ones are counted, not kept: they stand in the file anyway
 CONSOLE_GRACE = 2.0
 """Seconds that the end waits for the terminal to take its lines."""
@@ -143,8 +143,8 @@ class Log:
         self._subsystem = subsystem
         self._level: LogLevel = level
         self._clock = clock
-        self._refusals: dict[str, tuple[int, int]] = {}
-        """When the present minute of a message began, and how often it came in it."""
+        self._refusals: dict[tuple[object, ...], tuple[int, int]] = {}
+        """When the present minute of a message and its cause began, and how often it came in it."""
         self.redactor = redactor or Redactor()
 
     def bind(self, subsystem: str) -> "Log":
@@ -164,14 +164,18 @@ class Log:
         self._write("warn", message, fields)
 
     def refusal(self, message: str, /, level: LogLevel = "warn", **fields: object) -> None:
-        """What a peer can cause as often as it likes: after `REFUSALS` of one message in a minute the rest are only
-        counted, and the next minute's first says how many (`unwritten`)."""
+        """What a peer can cause as often as it likes: after `REFUSALS` of one message, `status` and `code` (or that of
+        `details`) in a minute the rest are only counted, and the next minute's first says how many (`unwritten`). A
+        peer must not be able to choose these."""
         now = self._clock()
-        began, count = self._refusals.get(message, (now, 0))
+        details: object = fields.get("details")
+        code = cast("dict[str, object]", details).get("code") if isinstance(details, dict) else fields.get("code")
+        kind = message, fields.get("status"), code
+        began, count = self._refusals.get(kind, (now, 0))
         if not 0 <= now - began < 60_000:
             fields |= {"unwritten": count - REFUSALS} if count > REFUSALS else {}
             began, count = now, 0
-        self._refusals[message] = began, count + 1
+        self._refusals[kind] = began, count + 1
         if count < REFUSALS:
             self._write(level, message, fields)
 

@@ -6,7 +6,7 @@ A plan is keyed by model, agent, mode, the workspace's files and the day. A turn
 import os
 import platform
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, tzinfo
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,7 +19,7 @@ from triops.agents.prompt import AgentFacts, Mode, Plan, compile_plan
 from triops.agents.tool import AnyTool
 from triops.agents.workspace import Workspace, WorkspaceSnapshot
 from triops.runtime.agents import AgentProfile, profiles
-from triops.runtime.clock import Clock
+from triops.runtime.clock import Clock, InThread
 from triops.runtime.config import Config, ToolsConfig, join, workspace_of
 from triops.runtime.errors import NotFound
 from triops.runtime.logs import Log
@@ -29,9 +29,6 @@ from triops.runtime.sessions import DEFAULT_AGENT, is_subagent
 
 Toolset = Callable[[Path], tuple[AnyTool, ...]]
 """The tools of an agent whose workspace is that folder."""
-
-InThread = Callable[[Callable[[], WorkspaceSnapshot]], Awaitable[WorkspaceSnapshot]]
-"""Runs what blocks where it does no harm: `trio.to_thread.run_sync`, unless the clock is a mock."""
 
 KEPT_PLANS = 64
 _NOT_FOR_SUBAGENTS = frozenset({"sessions_send"})
@@ -84,6 +81,10 @@ class Plans:
         if profile is None:
             raise NotFound(f"there is no agent {agent_id!r}; the configuration has {', '.join(self._agents)}")
         return profile.primary, profile.fallbacks
+
+    def tools_of(self, agent_id: str) -> tuple[AnyTool, ...]:
+        """The tools that the agent may call in a session of its own."""
+        return self._allowed(self._home(agent_id).tools, "full")
 
     async def of(self, run: Run, model: ModelInfo) -> Plan:
         """The plan of a turn."""

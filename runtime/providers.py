@@ -14,19 +14,19 @@ from triops.agents.providers.http import HttpClient
 from triops.runtime.config import (
     ENDPOINTS,
     KEYED,
+    LOCAL,
     Config,
     ProviderConfig,
     configured_models,
     endpoint_of,
+    join,
     key_hint,
     key_variable,
+    local_servers,
 )
 from triops.runtime.logs import Redactor
 from triops.runtime.models import ProviderEntry
 from triops.runtime.secrets import Secret
-
-_LOCAL = {"ollama": "Ollama", "lmstudio": "LM Studio", "llamacpp": "llama.cpp"}
-"""Servers on this machine that are looked for, at their usual ports."""
 
 
 class Unserved:
@@ -69,12 +69,10 @@ def provider_entries(
     if "codex" not in taken and (login := _login_file(environ)).is_file():
         provider = open_provider("codex", login_file=login, http=http)
         entries.append(ProviderEntry(provider=provider, why="the Codex CLI is logged in"))
-    if config.agents.defaults.model.primary is None:  # who chose a model is not looked for on strange ports
-        for id, name in _LOCAL.items():
-            if id not in taken:
-                api, url = ENDPOINTS[id]
-                provider = open_provider(api, id=id, base_url=url, http=http, discover=True)
-                entries.append(ProviderEntry(provider=provider, why=f"{name} answers on this machine"))
+    for id in local_servers(config):
+        api, url = ENDPOINTS[id]
+        provider = open_provider(api, id=id, base_url=url, http=http, discover=True)
+        entries.append(ProviderEntry(provider=provider, why=f"{LOCAL[id]} answers on this machine"))
     if embedded is not None:
         entries.append(ProviderEntry(provider=embedded, why="it is on this machine, for when nothing better is found"))
     return entries
@@ -90,8 +88,11 @@ def _configured(
 ) -> ProviderEntry:
     main, url = endpoint_of(id, provider)
     key = provider.api_key.reveal() if provider.api_key else environ.get(key_variable(id))
+    hint = key_hint(id)
     if key:
         redactor.add([Secret(key)])
+        where = f"{join('models.providers', id)}.apiKey" if provider.api_key else key_variable(id)
+        hint = f"it refused the key of {where}: check that one"
     settings: dict[str, Any] = {
         "id": id,
         "base_url": url,
@@ -101,7 +102,7 @@ def _configured(
         "http": http,
         "bearer": provider.auth == "token",
         "discover": not models,
-        "key_hint": key_hint(id),
+        "key_hint": hint,
     }
     given = {name: value for name, value in settings.items() if value is not None}
 

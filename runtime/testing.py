@@ -24,7 +24,6 @@ from triops.agents.messages import Message, UserMessage
 from triops.agents.providers.scripted import ScriptedProvider, Step
 from triops.agents.tool import AnyTool
 from triops.agents.transcript import pair
-from triops.agents.workspace import WorkspaceSnapshot
 from triops.runtime.bus import Bus
 from triops.runtime.clock import Clock, trio_clock
 from triops.runtime.compose import Runtime, open_runtime
@@ -295,7 +294,7 @@ class TestRuntime:
         return [record for record in self.log if record.level == "error"]
 
 
-async def _here(work: Callable[[], WorkspaceSnapshot]) -> WorkspaceSnapshot:
+async def here(work: Callable[[], T]) -> T:
     await trio.lowlevel.checkpoint()
     return work()
 
@@ -343,7 +342,7 @@ async def open_test_runtime(
                 store=store,
                 providers=(ProviderEntry(provider=model, why="the test"),) if providers is None else providers,
                 tools=tools,
-                in_thread=_here,
+                in_thread=here,
                 drain=drain,
             )
         )

@@ -6,6 +6,8 @@ What a turn leaves (`Draft`) is stored by the worker with the run's end. Knows n
 from collections.abc import Sequence
 from typing import Any, cast
 
+import msgspec
+
 from triops.agents.errors import ContextOverflow, ErrorKind, LimitReached, ProviderError
 from triops.agents.events import (
     MessageEnd,
@@ -158,6 +160,8 @@ class ChatTurn:
         self._clock = clock
         self._log = log
         self._progress = Progress(bus, clock, run, spend)
+        self._before: list[str] = []
+        """Why the models failed that were tried before the present one."""
 
     async def reply(self, desk: Desk) -> Draft:
         names, strict = await self._choice()
@@ -168,6 +172,7 @@ class ChatTurn:
                 if strict or place == len(names) or self._progress.spoke or isinstance(error, ContextOverflow):
                     raise
                 self._log.warning("a model failed, trying the next", run=self._run.id, model=name, error=error)
+                self._before.append(str(error))
                 self._run.phases.enter("plan")
                 self._progress.status("starting_model", {"reason": f"{error}; {names[place]} is asked now"})
             else:
@@ -219,6 +224,16 @@ class ChatTurn:
             system = f"{system}\n\n{run.submission.extra_system}"
         assert run.past is not None
         messages, cost = run.past.followed_by((run.submission.message, *run.companions, *progress.heard))
+        wishes = run.submission.wishes
+        schemas = plan.schemas
+        if wishes.tools and (info.demo or not info.compat.supports_tools):
+            wishes = msgspec.structs.replace(wishes, tools=())
+        if wishes.tools:
+            own = {tool.name for tool in wishes.tools}
+            kept = () if wishes.only_those else (tool for tool in schemas if tool.name not in own)
+            schemas = (*kept, *wishes.tools)
+        if wishes.params and info.api == "openai-completions":
+            info = msgspec.structs.replace(info, params=(*info.params, *wishes.params.items()))
         turn = LoopTurn(
             run_id=run.id,
             session_key=run.session.key,
@@ -227,7 +242,8 @@ class ChatTurn:
             system=system,
             messages=messages if cost <= plan.history_tokens else fit(messages, plan.history_tokens),
             tools=plan.tools,
-            schemas=plan.schemas,
+            schemas=schemas,
+            wishes=wishes,
             has_other=has_other,
         )
         return await run_turn(
@@ -273,6 +289,7 @@ class ChatTurn:
             case _:
                 self._log.error("a run failed by our own fault", run=run_id, error=error)
                 words = f"internal error: {type(error).__name__}; the log has it under run {run_id}"
+        words += "".join(f"; before it, {other}" for other in self._before)
         return self._cut(RunState.ERROR, "error", words, kind, detail)
 
     def stopped(self) -> Draft:

@@ -22,6 +22,7 @@ from triops.runtime.models import ModelCatalog, ProviderEntry, SilentProvider
 INBOX_CAPACITY = 16  # questions of runs; requests for one model merge, so that this is the number of models in doubt
 DISCOVER_DEADLINE = 5.0  # seconds for a provider to list its models
 DISCOVER_PAUSE = 1.0  # seconds after which a provider that failed to list them may be asked again
+REFRESH_PAUSE = 10.0  # the same for one that gave its list, and has another model now perhaps
 WARM_DEADLINE = 60.0  # seconds for the default model to be ready; a local one may load weights
 ASK_DEADLINE = 15.0  # seconds that a run waits for a provider's hook
 
@@ -63,9 +64,7 @@ class Warmup:
         self._send, self._receive = inbox
         self._asking: dict[ModelRef, _Question] = {}
         self._listing = {entry.provider.id: trio.Lock() for entry in catalog.entries()}
-        self._due = dict.fromkeys(
-            self._listing, -inf
-        )  # when each may be asked for its list; never again once it gave it
+        self._due = dict.fromkeys(self._listing, -inf)  # when each may be asked for its list
         catalog.served_by(self.ask)
 
     # -- asked by runs -------------------------------------------------------------------------------------------------
@@ -126,9 +125,10 @@ class Warmup:
             self._decide()
 
     async def _discover(self, entry: ProviderEntry) -> None:
-        """Ask one provider for its models, until it gave them; its failure is its state, nobody else's.
+        """Ask one provider for its models, now and then; its failure is its state, nobody else's.
 
-        Who comes while it is asked waits for that answer. A server that starts later is found by the next run.
+        Who comes while it is asked waits for that answer. A server that starts later, or gets another model, is found
+        by the next run that misses it.
         """
         id = entry.provider.id
         async with self._listing[id]:
@@ -143,7 +143,7 @@ class Warmup:
                     found = await entry.provider.discover()
                 self._catalog.learn([info for info in found if info.ref.provider == id])
                 self._catalog.report(id, "ready", ms=_since(start))
-                self._due[id] = inf
+                self._due[id] = trio.current_time() + REFRESH_PAUSE
             except Exception as error:  # noqa: BLE001 - the plugin boundary
                 slow = isinstance(error, trio.TooSlowError)
                 reason = f"no answer within {DISCOVER_DEADLINE:.0f} s" if slow else str(error) or type(error).__name__

@@ -76,8 +76,8 @@ class HttpProvider:
     """A `Provider` that speaks one dialect to one endpoint; a format's own class only names its dialect.
 
     `idle` is in seconds; None takes the default for where `base_url` lies. `bearer` sends the key as a bearer token
-    where the dialect has a header of its own. With `discover` it asks the endpoint for its models. `key_hint` says
-    where to set the key, to who is refused. `login` replaces the key. `http` stays its owner's. Holds the way to what
+    where the dialect has a header of its own. With `discover` it asks the endpoint for its models. `key_hint` tells
+    who is refused what to do about the key. `login` replaces the key. `http` stays its owner's. Holds the way to what
     is secret, never shows it.
     """
 

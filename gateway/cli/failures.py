@@ -1,10 +1,14 @@
 """What ends a command: the exit codes, and what to say of an exception that got here. Prints nothing."""
 
 import enum
+import errno
 from collections.abc import Mapping
 from typing import Any, cast
 
 START_HINT = "Start one: triops gateway start (its log: triops logs)"
+
+
+AUTH_HINT = "Give this gateway's token, or its password, with --token; if its config changed, restart it."
 
 
 class Exit(enum.IntEnum):
@@ -52,7 +56,10 @@ def failure_of(error: BaseException) -> Failure:
             return first
         case GatewayError():
             told = {"code": first.code, "details": first.details, "retryable": first.retryable}
-            return Failure(first.message, error=told)
+            given: Any = first.details
+            details = cast("dict[str, object]", given) if isinstance(given, dict) else {}
+            is_auth = str(details.get("code")).startswith(("AUTH_", "DEVICE_IDENTITY_")) and not first.retryable
+            return Failure(first.message, AUTH_HINT if is_auth else "", error=told)
         case GatewayClosed():
             return Failure(str(first), START_HINT, error={"code": "CLOSED", "closeCode": first.code})
         case InstanceRunning():
@@ -61,5 +68,7 @@ def failure_of(error: BaseException) -> Failure:
             return Failure(str(first), code=Exit.PORT_TAKEN)
         case StateError() | ConfigError() | Unavailable():
             return Failure(str(first), code=Exit.CONFIG)
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG | errno.EIO):
+            return Failure(f"cannot write {first.filename or 'the output'}: {first.strerror}")
         case _:
             raise error

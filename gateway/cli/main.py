@@ -3,6 +3,7 @@
 A subcommand's module is imported when it runs, so that `triops --help` and `--version` load click and nothing else.
 """
 
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -37,6 +38,13 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         return importlib.import_module(f"triops.gateway.cli.{cmd_name}").command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS and (near := difflib.get_close_matches(args[0], COMMANDS, n=1)):
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {near[0]!r}?")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -73,6 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except Exception as error:  # noqa: BLE001 - the end of the process; what is unknown is raised again
         failure = failure_of(error)
         show_failure(failure, mode)
+        if isinstance(error, OSError):
+            sys.stdout = None  # what it still holds would fail again at the end
         code = failure.code
     sys.exit(code or Exit.OK)
 

@@ -29,7 +29,7 @@ async def chat_send(call: Call, params: ChatSend) -> Any:
     key = intake.session_key(call, params.session_key, params.agent_id)
     command = None if params.suppress_command_interpretation else commands.parse(params.message)
     if command is not None and command.name == "stop":
-        return _abort(call, key, None)
+        return await _abort(call, key, None)
     message = intake.user_message(call, params.message, params.attachments, params.idempotency_key)
     wanted = intake.submission(
         call,
@@ -51,10 +51,10 @@ async def chat_send(call: Call, params: ChatSend) -> Any:
 async def chat_abort(call: Call, params: ChatAbort) -> dict[str, Any]:
     """Stop one run, or all of a session, waiting ones first. The terminals follow as events."""
     key = intake.session_key(call, params.session_key, params.agent_id)
-    return _abort(call, key, params.run_id)
+    return await _abort(call, key, params.run_id)
 
 
-def _abort(call: Call, key: str, run_id: str | None) -> dict[str, Any]:
+async def _abort(call: Call, key: str, run_id: str | None) -> dict[str, Any]:
     runs = call.services.runtime.runs
     wanted: list[Run] = runs.open_runs(key)
     if run_id is not None:
@@ -62,9 +62,8 @@ def _abort(call: Call, key: str, run_id: str | None) -> dict[str, Any]:
         if run is not None and run.session.key != key:
             raise WireError("INVALID_REQUEST", "runId does not match sessionKey")
         wanted = [run] if run is not None else []
-    waiting_first = sorted(wanted, key=lambda run: run.state is RunState.RUNNING)
-    stopped = [run.id for run in waiting_first if runs.abort(run, "rpc")]
-    return {"ok": True, "aborted": bool(stopped), "runIds": stopped}
+    stopped = await runs.stop(wanted, "rpc")
+    return {"ok": True, "aborted": bool(stopped), "runIds": [run.id for run in stopped]}
 
 
 @method("chat.history", scope="operator.read")

@@ -48,12 +48,12 @@ def user_message(call: Call, text: str, attachments: Sequence[Attachment], key: 
         raise WireError("INVALID_REQUEST", f"message has {size} bytes; at most {MAX_TEXT} are allowed")
     if not text.strip() and not attachments:
         raise WireError("INVALID_REQUEST", "message or attachment required")
-    images = [_image(attachment) for attachment in attachments]
+    images = [image(attachment) for attachment in attachments]
     content: str | tuple[UserBlock, ...] = (Text(text), *images) if images else text
     return UserMessage(content, call.services.runtime.clock(), idempotency_key=f"{key}:user")
 
 
-def _image(attachment: Attachment) -> Image:
+def image(attachment: Attachment) -> Image:
     name = attachment.file_name or "attachment"
     kind = attachment.mime_type or ""
     if not kind.startswith("image/") or not isinstance(attachment.content, str):

@@ -1,9 +1,9 @@
-"""HTTP/1.1 on one connection, over h11: requests in, JSON responses out, keep-alive, and a peer that leaves cancels
-what it asked for. Routing is `routes.py`."""
+"""HTTP/1.1 on one connection, over h11: requests in, JSON responses or event streams out, keep-alive, and a peer that
+leaves cancels what it asked for. Routing is `routes.py`."""
 
 import re
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from http import HTTPStatus
 from math import inf
 from typing import Any
@@ -28,6 +28,9 @@ SECURITY_HEADERS = (
 )
 
 
+EVENT_STREAM = b"text/event-stream; charset=utf-8"
+
+
 class HttpResponse(msgspec.Struct, frozen=True):
     """A status and JSON, or `bytes` as they are."""
 
@@ -37,12 +40,46 @@ class HttpResponse(msgspec.Struct, frozen=True):
     content_type: bytes = b"application/json; charset=utf-8"
 
 
-Answer = Callable[[bytes], Awaitable[HttpResponse]]
-"""Given the body, the response."""
+class Stream:
+    """A response that is written while it is made: server-sent events. Its head goes out with the first of them."""
+
+    def __init__(
+        self, transport: Transport, connection: h11.Connection, leave: Callable[[], None], endless: Callable[[], None]
+    ) -> None:
+        self._transport = transport
+        self._connection = connection
+        self._leave = leave
+        self.endless = endless
+        """Say that nobody need wait for the end of this one when the gateway stops; sync."""
+        self.begun = False
+
+    async def send(self, data: bytes) -> None:
+        """Send whole events; returns when they are written. When the peer has left, the request is cancelled."""
+        out = b""
+        if not self.begun:
+            self.begun = True
+            headers = [*SECURITY_HEADERS, (b"Content-Type", EVENT_STREAM)]
+            out = self._connection.send(h11.Response(status_code=200, headers=headers, reason=b"OK")) or b""
+        try:
+            await self._transport.send_all(out + (self._connection.send(h11.Data(data=data)) or b""))
+        except Broken:
+            self._leave()
+            await trio.lowlevel.checkpoint()
+
+
+Answer = Callable[[bytes, Stream], Awaitable[HttpResponse | None]]
+"""Given the body, the response; None when it was streamed."""
 Admit = Callable[[Head], Awaitable[Answer | HttpResponse]]
 """Given the head, who answers once the body is there; or the response of who wants no body, or is not let in."""
 
 _encode = msgspec.json.Encoder(enc_hook=str).encode
+
+
+def sse(payload: Any, event: str = "", id: int | None = None) -> bytes:
+    """One server-sent event."""
+    head = b"" if id is None else b"id: %d\n" % id
+    head += b"event: %b\n" % event.encode() if event else b""
+    return b"%bdata: %b\n\n" % (head, _encode(payload))
 
 
 def error_body(message: str, kind: str) -> dict[str, Any]:
@@ -62,10 +99,13 @@ async def refuse(transport: Transport, status: int, message: str) -> None:
 
 
 async def serve_http(transport: Transport, admit: Admit, busy: Callable[[], AbstractContextManager[None]]) -> None:
-    """Serve requests until the peer closes, errs or is silent for `IDLE` seconds. Does not close the transport.
+    """Serve requests until the peer closes or is silent for `IDLE` seconds. Does not close the transport.
 
     No body is read before its head is admitted; who is not let in and sends one loses the connection. From a whole
     request to its written answer the connection is inside `busy()`.
+
+    Raises:
+        HeadError: the peer erred; the caller tells it.
     """
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
     try:
@@ -73,9 +113,7 @@ async def serve_http(transport: Transport, admit: Admit, busy: Callable[[], Abst
             connection.start_next_cycle()
     except h11.RemoteProtocolError as error:
         message = str(error).partition(": bytearray")[0]
-        await refuse(transport, error.error_status_hint if error.error_status_hint >= 400 else 400, message)
-    except HeadError as error:
-        await refuse(transport, error.status, str(error))
+        raise HeadError(error.error_status_hint if error.error_status_hint >= 400 else 400, message) from None
 
 
 async def _serve_one(
@@ -97,11 +135,20 @@ async def _serve_one(
             await transport.linger()
     else:
         body = await _read_body(transport, connection, head)
-        with busy():
-            response = await _watched(transport, connection, answer(body))
-            if response is None:
+        with ExitStack() as waited_for:
+            waited_for.enter_context(busy())
+
+            async def reply(leave: Callable[[], None]) -> bytes:
+                stream = Stream(transport, connection, leave, waited_for.close)
+                response = await answer(body, stream)
+                if response is None:
+                    return connection.send(h11.EndOfMessage()) or b""
+                return b"" if stream.begun else _encoded(connection, response, head)  # what failed midway is cut off
+
+            rest = await _watched(transport, connection, reply)
+            if not rest:
                 return False
-            await transport.send_all(_encoded(connection, response, head))
+            await transport.send_all(rest)
     return connection.our_state is h11.DONE and connection.their_state is h11.DONE
 
 
@@ -156,10 +203,14 @@ async def _read_body(transport: Transport, connection: h11.Connection, head: Hea
 
 
 async def _watched(
-    transport: Transport, connection: h11.Connection, answer: Awaitable[HttpResponse]
-) -> HttpResponse | None:
-    """Await `answer`, while watching whether the peer is still there; None when it left (`answer` is cancelled)."""
-    response: HttpResponse | None = None
+    transport: Transport, connection: h11.Connection, reply: Callable[[Callable[[], None]], Awaitable[bytes]]
+) -> bytes | None:
+    """Await `reply`, while watching whether the peer is still there; None when it left (`reply` is cancelled, as it is
+    by the callable that it is given)."""
+    rest: bytes | None = None
+
+    def leave() -> None:
+        nursery.cancel_scope.cancel(reason="the client left")
 
     async def watch() -> None:
         size = 0
@@ -171,14 +222,14 @@ async def _watched(
             connection.receive_data(early)  # a pipelined request waits its turn
             size += len(early)
             if not early:
-                nursery.cancel_scope.cancel(reason="the client left")
+                leave()
                 return
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watch, name="watch the client")
-        response = await answer
+        rest = await reply(leave)
         nursery.cancel_scope.cancel(reason="answered")
-    return response
+    return rest
 
 
 def _encoded(

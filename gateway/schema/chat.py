@@ -8,9 +8,11 @@ from typing import Annotated, Any
 import msgspec
 
 from triops.runtime.runs.state import QueueMode
+from triops.runtime.sessions import MAIN_KEY
 
 Str1 = Annotated[str, msgspec.Meta(min_length=1)]
 Key = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
+PageSize = Annotated[int, msgspec.Meta(ge=1, le=1000)]
 Uint = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
 
 
@@ -64,13 +66,29 @@ class ChatAbort(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fiel
 class ChatHistory(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True, kw_only=True):
     session_key: Key
     agent_id: Str1 | None = None
-    limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 200
+    limit: PageSize = 200
     offset: Uint = 0
     max_bytes: Annotated[int, msgspec.Meta(ge=1024)] | None = None
     max_chars: Annotated[int, msgspec.Meta(ge=1, le=500_000)] | None = None
     pending_before: Any = None
     input_run_ids: Any = None
     session_id: Str1 | None = None
+
+
+class WebchatMessages(ChatHistory, frozen=True, rename="camel", forbid_unknown_fields=True, kw_only=True):
+    """Query of `GET /webchat/messages`."""
+
+    session_key: Key = MAIN_KEY
+    limit: PageSize = 50
+
+
+class WebchatSend(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+    """Body of `POST /webchat/messages`; `text` and `message` mean the same."""
+
+    message: str = ""
+    text: str = ""
+    session_key: str = MAIN_KEY
+    idempotency_key: str | None = None
 
 
 class Agent(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True, kw_only=True):

@@ -10,6 +10,7 @@ import msgspec
 import trio
 
 from triops.agents.messages import UserMessage
+from triops.agents.model import Wishes
 from triops.runtime.runs.registry import Run
 from triops.runtime.runs.state import QueueMode, Submission
 from triops.runtime.sessions import MAX_SPAWN_DEPTH
@@ -69,17 +70,17 @@ class Lane:
 
     def take_steering(self) -> list[Run]:
         """The waiting runs that the active turn may take in now: people's words at the head that want to steer."""
-        taken: list[Run] = []
-        while self.queue and _joins(self.queue[0], "steer"):
-            taken.append(self.queue.popleft())
-        return taken
+        return self._take("steer")
 
     def take_collected(self, head: Run) -> list[Run]:
         """The waiting runs behind `head` that want to share its turn."""
+        return self._take("collect") if _joins(head, "collect") else []
+
+    def _take(self, mode: QueueMode) -> list[Run]:
         taken: list[Run] = []
-        if _joins(head, "collect"):
-            while self.queue and _joins(self.queue[0], "collect"):
-                taken.append(self.queue.popleft())
+        while self.queue and _joins(self.queue[0], mode):
+            taken.append(self.queue.popleft())
+            taken[-1].taken = True
         return taken
 
     def put_first(self, run: Run) -> list[Run]:
@@ -90,13 +91,16 @@ class Lane:
 
     def give_back(self, runs: list[Run]) -> None:
         """What was taken waits again, where it was."""
+        for run in runs:
+            run.taken = False
         self.queue.extendleft(reversed(runs))
 
 
 def _joins(run: Run, mode: QueueMode) -> bool:
     """Whether a run may be part of another one's turn: it wants to, and asks for nothing that the other lacks."""
     asked = run.submission
-    plain = asked.model is None and not asked.extra_system and isinstance(asked.message, UserMessage)
+    plain = asked.model is None and not asked.extra_system and asked.wishes == Wishes()
+    plain = plain and isinstance(asked.message, UserMessage)
     return asked.queue_mode == mode and plain and run.stop_reason is None
 
 

@@ -63,6 +63,7 @@ class Run:
         "state",
         "stop_reason",
         "submission",
+        "taken",
         "terminal",
     )
 
@@ -88,6 +89,8 @@ class Run:
         """Runs that this one took in."""
         self.companions: list[UserMessage | SystemMessage] = []
         """Messages that share this run's turn from its start."""
+        self.taken = False
+        """Another run takes it in, which is being stored; until that is known nobody can say that it was stopped."""
         self.answered = False
         """The turn is over and its end goes to disk: nothing stops it any more."""
         self.terminal: Terminal | None = None
@@ -122,11 +125,11 @@ class Run:
         return self.seq
 
     def stop(self, reason: str) -> bool:
-        """Tell the run to stop; returns at once, and False if it was told before, is over or is part of another.
+        """Tell the run to stop; returns at once, and False if it was told before, is over or (nearly) part of another.
 
         A running one ends `aborted` when its tools' children are gone.
         """
-        over = self.answered or self.terminal is not None or self.state is RunState.MERGED
+        over = self.answered or self.terminal is not None or self.state is RunState.MERGED or self.taken
         if over or self.stop_reason is not None:
             return False
         self.stop_reason = reason

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import msgspec
 
 from triops.agents.messages import AssistantMessage, SystemMessage, UserMessage
+from triops.agents.model import Wishes
 
 Source = Literal["chat", "agent", "command", "cron", "heartbeat", "wake", "spawn", "tool"]
 QueueMode = Literal["steer", "followup", "collect", "interrupt"]
@@ -80,6 +81,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None = None
     """`provider/model` or alias for this run alone; strict."""
     extra_system: str = ""
+    wishes: Wishes = Wishes()
     deadline: float | None = None
     """Seconds that the run may take; None: the configured budget."""
     origin: str = ""

@@ -4,7 +4,7 @@ One inbox; what it accepted is on disk before anybody is told. A run is a child 
 a task of the supervisor's nursery. Knows neither how a run is worked off (`worker.py`) nor clients.
 """
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -15,7 +15,7 @@ from triops.agents.kept import Kept
 from triops.agents.messages import AssistantMessage, SystemMessage, Text
 from triops.runtime.boundaries import contain
 from triops.runtime.bus import Bus
-from triops.runtime.clock import Clock
+from triops.runtime.clock import Clock, InThread
 from triops.runtime.errors import Busy, NotFound, Unavailable
 from triops.runtime.events import RunEnded, SessionChanged
 from triops.runtime.history import KEPT, Past
@@ -27,11 +27,13 @@ from triops.runtime.runs.worker import Turn, Worker, announce, settled
 from triops.runtime.sessions import Session
 from triops.runtime.store import runs as stored_runs
 from triops.runtime.store import sessions as stored_sessions
+from triops.runtime.store.aside import Aside
 from triops.runtime.store.runs import Acceptance, Stored
 from triops.runtime.store.sessions import Placed
 from triops.runtime.store.sqlite import Outcome, Store
 
 INBOX_CAPACITY = 256  # submissions of a burst; past it the caller hears `Busy` and nothing was written
+STORED_WITHIN = 5.0  # seconds that who stops runs waits for the disk
 COMMIT_GRACE = 10.0  # seconds that stopped runs have to reach the disk with their ends, when the runtime stops
 
 Acknowledge = Callable[[Accepted], None]
@@ -74,8 +76,12 @@ class Supervisor:
         lanes: Lanes,
         turn: Callable[[Run], Turn],
         budget: float,
+        aside: Aside,
+        in_thread: InThread,
     ) -> None:
         self._store = store
+        self._aside = aside
+        self._in_thread = in_thread
         self._bus = bus
         self._clock = clock
         self._log = log
@@ -92,6 +98,8 @@ class Supervisor:
             pasts=self._pasts,
             turn=turn,
             budget=budget,
+            aside=aside,
+            in_thread=in_thread,
         )
         self._send, self._receive = trio.open_memory_channel[_Request](INBOX_CAPACITY)
         self.life = trio.CancelScope()
@@ -173,6 +181,24 @@ class Supervisor:
             self._tasks.start_soon(self._worker.drop, run, name=f"drop {run.id}")
         return True
 
+    async def stop(self, runs: Iterable[Run], reason: str) -> list[Run]:
+        """Stop those of `runs` that can be, waiting ones first; on return no restart can bring one of them back.
+
+        Cancelled: they are stopped all the same.
+
+        Raises:
+            Unavailable: that the waiting ones are over is not on disk yet; ask again.
+        """
+        waiting_first = sorted(runs, key=lambda run: run.begun)
+        stopped = [run for run in waiting_first if self.abort(run, reason)]
+        with trio.move_on_after(STORED_WITHIN) as late:
+            for run in stopped:
+                if not run.begun:
+                    await run.ended.wait()
+        if late.cancelled_caught:
+            raise Unavailable("what was stopped could not be stored yet; ask again")
+        return stopped
+
     async def answer(self, submission: Submission, text: str, *, acknowledge: Acknowledge | None = None) -> Accepted:
         """Have a run accepted that is over already: `text` is its reply, and neither lane nor model has a part in it.
 
@@ -241,10 +267,15 @@ class Supervisor:
 
     async def recover(self, *, max_age_ms: int) -> None:
         """After a start: end what was cut off, tell it, and queue what waits."""
-        now = self._clock()
-        ended, waiting = await self._store.write(lambda db: stored_runs.recover(db, now, max_age_ms=max_age_ms))
+        now, told = self._clock(), dict(self._aside.ends)
+        ended, waiting = await self._store.write(
+            lambda db: stored_runs.recover(db, now, max_age_ms=max_age_ms, told=told)
+        )
+        await self._in_thread(partial(self._aside.remove, *told))
         for stored in ended:
             assert stored.terminal is not None
+            if stored.submission.run_id in told or stored.terminal.merged_into in told:
+                continue
             self._log.warning("a run did not survive the restart", run=stored.submission.run_id)
             self._bus.publish(RunEnded(info_of(stored.submission, stored.session), 1, now, stored.terminal))
         for stored in waiting:
@@ -373,13 +404,25 @@ async def open_supervisor(
     budget: float,
     max_age_ms: int,
     grace: float,
+    aside: Aside,
+    in_thread: InThread,
 ) -> AsyncGenerator[Supervisor]:
     """Recover what a restart left, then accept and run until the block ends.
 
     `turn` makes the turn of a run. Leaving the block stops the intake, lets runs finish for `grace` seconds, then ends
-    them (`aborted`, `restart`); what is queued stays queued on disk for the next start.
+    them (`aborted`, `restart`); what is queued stays queued on disk for the next start. `aside` stays its owner's.
     """
-    supervisor = Supervisor(store=store, bus=bus, clock=clock, log=log, lanes=lanes, turn=turn, budget=budget)
+    supervisor = Supervisor(
+        store=store,
+        bus=bus,
+        clock=clock,
+        log=log,
+        lanes=lanes,
+        turn=turn,
+        budget=budget,
+        aside=aside,
+        in_thread=in_thread,
+    )
     async with trio.open_nursery() as nursery:
         await nursery.start(supervisor.serve, name="agent-run supervisor")
         supervisor.life.shield = True  # not before: a start that is cancelled has to end it

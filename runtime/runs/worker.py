@@ -15,7 +15,7 @@ from triops.agents.kept import Kept
 from triops.agents.messages import AssistantMessage, Message
 from triops.runtime.boundaries import contain
 from triops.runtime.bus import Bus
-from triops.runtime.clock import Clock
+from triops.runtime.clock import Clock, InThread
 from triops.runtime.errors import RuntimeFault
 from triops.runtime.events import SessionChanged, SessionMessage
 from triops.runtime.history import Past
@@ -25,6 +25,7 @@ from triops.runtime.runs.registry import Registry, Run
 from triops.runtime.runs.state import RunState, Terminal
 from triops.runtime.sessions import Session, agent_of
 from triops.runtime.store import runs as stored_runs
+from triops.runtime.store.aside import Aside
 from triops.runtime.store.db import Db, Transaction
 from triops.runtime.store.sessions import Placed
 from triops.runtime.store.sqlite import Store
@@ -90,6 +91,8 @@ class Worker:
         pasts: Kept[Past],
         turn: Callable[[Run], Turn],
         budget: float,
+        aside: Aside,
+        in_thread: InThread,
     ) -> None:
         self._store = store
         self._bus = bus
@@ -100,6 +103,8 @@ class Worker:
         self._pasts = pasts
         self._turn = turn
         self._budget = budget
+        self._aside = aside
+        self._in_thread = in_thread
         self._told: dict[str, Terminal] = {}
 
     def told(self, run_id: str) -> Terminal | None:
@@ -116,18 +121,18 @@ class Worker:
             self._lanes.advance(lane)
 
     async def drop(self, run: Run) -> None:
-        """End a run that never ran; its message still gets its place."""
+        """End a run that never ran; its message still gets its place.
+
+        Nothing is told before it is on disk, however long that takes: the next start would run what waits there.
+        """
         terminal = run.aborted(self._clock())
-        placed: Sequence[Placed] | None = None
         try:
-            placed = await self._store.write(partial(_drop, run, terminal))
-        except Exception as error:  # noqa: BLE001 - the run boundary: whatever the disk says, this run is over
-            self._log.error("the end of a run could not be stored", run=run.id, error=error)
-            terminal = msgspec.structs.replace(terminal, error_kind="not_stored", error_message=str(error))
-        announce(self._bus, run.session.key, placed or ())
+            placed = await self._insist(partial(_drop, run, terminal))
+        except Exception as error:  # noqa: BLE001 - the run boundary: a fault of ours ends a run, not all of them
+            self._log.error("a run could not be dropped by our own fault", run=run.id, error=error)
+            placed = []
+        announce(self._bus, run.session.key, placed)
         self._registry.drop(run, terminal)
-        if placed is None:
-            await self._store_late(run, partial(_drop, run, terminal))
 
     # -- one run -------------------------------------------------------------------------------------------------------
 
@@ -185,7 +190,9 @@ class Worker:
                 run.session, placed = await self._store.write(partial(_finish, run, draft, self._clock()))
             except RuntimeFault as error:
                 self._log.error("the end of a run could not be stored", run=run.id, error=error)
-                run.terminal = self._not_stored(run, error)
+                terminal = self._not_stored(run, error)
+                await self._set_aside(run, terminal)
+                run.terminal = terminal
             else:
                 stored = True
                 run.phases.enter("emit")
@@ -235,6 +242,13 @@ class Worker:
             ended_at=self._clock(),
         )
 
+    async def _set_aside(self, run: Run, terminal: Terminal) -> None:
+        """Keep what is about to be told where the next start finds it."""
+        try:
+            await self._in_thread(partial(self._aside.put, run.id, terminal))
+        except OSError as error:
+            self._log.error("not even a note of a run's end could be written", run=run.id, error=error)
+
     async def _store_late(self, run: Run, end: Transaction[list[Placed]]) -> None:
         """What was told must not be contradicted by the next start: write it when the disk takes it again.
 
@@ -248,6 +262,7 @@ class Worker:
             placed = await self._insist(end)
             for other in ended:
                 del self._told[other.id]
+            await self._in_thread(partial(self._aside.remove, run.id))
             announce(self._bus, run.session.key, placed)
 
     async def _insist(self, end: Transaction[list[Placed]]) -> list[Placed]:

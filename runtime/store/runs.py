@@ -2,11 +2,11 @@
 can go on from."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from triops.agents.messages import AssistantMessage, Message, Usage
+from triops.agents.messages import AssistantMessage, Message, StopReason, Usage
 from triops.runtime.errors import Conflict
 from triops.runtime.history import Past
 from triops.runtime.runs.state import (
@@ -226,8 +226,9 @@ def find(db: Db, run_id: str) -> Stored | None:
     )
 
 
-def recover(db: Db, now: int, *, max_age_ms: int) -> tuple[list[Stored], list[Stored]]:
-    """After a start: what was running is ended (`aborted`, `restart`), what is queued and too old as well.
+def recover(db: Db, now: int, *, max_age_ms: int, told: Mapping[str, Terminal]) -> tuple[list[Stored], list[Stored]]:
+    """After a start: what was running is ended (as it was `told`, else `aborted`, `restart`), and what is queued too
+    long.
 
     Returns:
         The runs ended here, each followed by those that it had taken in, and the queued ones to run, oldest first.
@@ -241,11 +242,11 @@ def recover(db: Db, now: int, *, max_age_ms: int) -> tuple[list[Stored], list[St
         if stored.state is RunState.QUEUED and now - stored.accepted_at <= max_age_ms:
             waiting.append(stored)
             continue
-        terminal = Terminal(state=RunState.ABORTED, stop_reason="restart", ended_at=now)
+        terminal = told.get(run_id) or Terminal(state=RunState.ABORTED, stop_reason="restart", ended_at=now)
         if stored.state is RunState.RUNNING:
-            note = AssistantMessage(
-                (), now, stop_reason="aborted", error_message="The gateway stopped before this reply was finished."
-            )
+            reason: StopReason = "error" if run_id in told else "aborted"
+            words = terminal.error_message or "The gateway stopped before this reply was finished."
+            note = AssistantMessage((), now, stop_reason=reason, error_message=words)
             finish(db, stored.session.sid, run_id, terminal, [note], now)
         else:
             drop(db, stored.submission, stored.session.sid, terminal, now)

@@ -139,6 +139,8 @@ class SessionTools:
         return _outcome(shown, terminal)
 
     async def spawn(self, args: SpawnArgs, context: ToolContext) -> ToolResult:
+        if not args.task.strip():
+            raise ToolError("invalid arguments: task is empty; say what the sub-agent is to do")
         parent = await self._store.read(lambda db: stored.require(db, context.session_key))
         if parent.spawn_depth >= MAX_DEPTH:
             raise ToolError(f"sub-agents may be {MAX_DEPTH} deep; do this task yourself")

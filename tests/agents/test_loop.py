@@ -32,6 +32,8 @@ from triops.agents.model import (
     TextDelta,
     ThinkingDelta,
     ToolCallDelta,
+    ToolSchema,
+    Wishes,
 )
 from triops.agents.providers.scripted import ScriptedProvider, Step
 from triops.agents.tool import Tool, ToolContext, ToolResult, text_result
@@ -60,6 +62,7 @@ class Stage:
         self.started: list[str] = []
         self.tools: dict[str, Tool[Any]] = {}
         self.max_steps = max_steps
+        self.wishes = Wishes()
         self.saving = 0.0
         self.allowed = math.inf
         for name, parallel in {"look": True, "change": False}.items():
@@ -109,6 +112,7 @@ class Stage:
             messages=[QUESTION],
             tools=self.tools,
             schemas=tuple(tool.schema for tool in self.tools.values()),
+            wishes=self.wishes,
             max_steps=self.max_steps,
         )
         return await run_turn(
@@ -134,6 +138,16 @@ def call(id: str, name: str = "look") -> ToolCallDelta:
 
 def said(*words: str) -> Step:
     return [TextDelta(word) for word in words]
+
+
+async def test_a_call_of_the_callers_own_tool_ends_the_turn_and_nothing_is_run():
+    stage = Stage([call("1"), call("2", "weather")], said("never asked"))
+    stage.wishes = Wishes(tools=(ToolSchema("weather", "", {}),), max_tokens=7, temperature=0.5)
+    reply = await stage.play()
+    assert [asked.name for asked in reply.tool_calls] == ["look", "weather"]
+    assert (stage.started, stage.saves) == ([], [])
+    (request,) = stage.provider.requests
+    assert (request.max_tokens, request.temperature) == (7, 0.5)
 
 
 async def test_a_reply_without_tools_is_given_back_and_not_saved():

@@ -178,7 +178,9 @@ async def play(folder: Path, disk: Disk, scenario: Scenario, place: int | None, 
     host.events.check()
     with open_inline_store(Paths(folder, folder).database) as store:
         assert store.db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        assert stored_runs.recover(store.db, 0, max_age_ms=1) == ([], []), "the next start would find something to end"
+        assert stored_runs.recover(store.db, 0, max_age_ms=1, told={}) == ([], []), (
+            "the next start would find something to end"
+        )
     return calls
 
 

@@ -41,6 +41,8 @@ class Crowd:
         self.random = random.Random(seed)
         self.asked: dict[str, dict[str, Any]] = {}
         self.acknowledged: set[str] = set()
+        self.stopped: set[str] = set()
+        """What somebody was told to be stopped."""
         self.ends: dict[str, list[str]] = {}
         """States of the terminal `chat` events that came for each run, without being asked for."""
 
@@ -58,6 +60,8 @@ class Crowd:
             }
             if not await self.ask(client, key):
                 return
+            if self.random.random() < 0.2 and not await self.stop(client, session, key):
+                return
             await trio.sleep(self.random.uniform(0, 0.03))
 
     async def ask(self, client: GatewayClient, key: str) -> bool:
@@ -72,6 +76,15 @@ class Crowd:
             return True
         assert ack["runId"] == key
         self.acknowledged.add(key)
+        return True
+
+    async def stop(self, client: GatewayClient, session: str, key: str) -> bool:
+        """Stop one that runs or waits; False when the gateway is gone."""
+        try:
+            answer = await client.request("chat.abort", {"sessionKey": session, "runId": key})
+        except GatewayClosed:
+            return False
+        self.stopped.update(answer["runIds"])
         return True
 
     async def listen(self, client: GatewayClient, ends: dict[str, list[str]]) -> None:
@@ -176,6 +189,8 @@ def check(home: Home, crowd: Crowd, found: Found, told: dict[str, list[str]], jo
         terminal = ends[key].terminal
         assert terminal is not None
         assert ends[key].state is RunState.MERGED or terminal.stop_reason != "restart", f"{key} waited and never ran"
+    for key in crowd.stopped:
+        assert ends[key].state is RunState.ABORTED, f"{key} was stopped, and is {ends[key].state}"
     for heard in (crowd.ends, told):
         for key, states in heard.items():
             state = "final" if ends[key].state is RunState.MERGED else str(ends[key].state)
@@ -217,8 +232,9 @@ def seeded(count: int, seed: int) -> list[Death | None]:
 
 @pytest.mark.slow
 async def test_a_gateway_that_is_killed_forty_times_keeps_what_it_acknowledged_and_runs_it_once(tmp_path: Path) -> None:
-    _, found = await kills(tmp_path, seeded(40, 1), seed=1)
+    crowd, found = await kills(tmp_path, seeded(40, 1), seed=1)
     assert found.running and found.queued, "no kill hit a run; the test saw nothing"
+    assert crowd.stopped
     assert len(found.steps) > len(STEPS), f"only these steps were reached: {sorted(found.steps)}"
 
 

@@ -92,7 +92,7 @@ def check(trace: Trace, at: int, folder: Path) -> None:
             assert stored is not None, f"{run_id} was acknowledged and is gone"
             assert said.get(run_id, 0) >= (1, 3, 5, 6)[step], f"{run_id} lost messages of step {step}"
             assert step < 3 or stored.state is RunState.FINAL, f"{run_id} had ended"
-        runs.recover(store.db, 1000, max_age_ms=1000)
+        runs.recover(store.db, 1000, max_age_ms=1000, told={})
         states = store.db.execute("SELECT state FROM runs").fetchall()
         assert {RunState(state) for (state,) in states} <= TERMINAL
 

@@ -240,12 +240,24 @@ async def test_a_slow_client_is_closed_and_its_run_goes_on(tmp_path: Path, autoj
 async def test_a_slow_client_that_reads_again_in_time_is_told_why(tmp_path: Path, autojump_clock: Clock) -> None:
     async with open_test_gateway(tmp_path, virtual=True) as host, host.client(lockstep=True) as slow:
         (connection,) = host.gateway.services.fanout.connections()
+        host.gateway.services.fanout.broadcast("cron", {"n": 0})
+        await trio.sleep(2)  # it is being written all the time
         for number in range(1100):
             host.gateway.services.fanout.broadcast("cron", {"n": number})
         await trio.testing.wait_all_tasks_blocked()
         closed = await slow.closed()
         assert (closed.code, closed.reason) == (1008, "slow consumer")
         assert connection.outbox.overflowed
+
+
+async def test_a_burst_makes_no_client_slow_that_reads(tmp_path: Path, autojump_clock: Clock) -> None:
+    async with open_test_gateway(tmp_path, virtual=True) as host, host.client() as client:
+        for _ in range(2):
+            await trio.sleep(5)
+            for number in range(3000):
+                host.gateway.services.fanout.broadcast("cron", {"n": number})
+            await client.until(lambda frame: frame.get("payload") == {"n": 2999})
+        await client.request("health")
 
 
 async def test_a_client_that_takes_ten_seconds_for_one_write_is_dropped_and_said_to_be_slow(

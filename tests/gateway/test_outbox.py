@@ -1,6 +1,7 @@
 """What a client still gets, without any client."""
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from triops.agents.messages import Text
 from triops.gateway.frames import encode_event
-from triops.gateway.outbox import BATCH_BYTES, MAX_BYTES, MAX_FRAMES, Delta, Outbox
+from triops.gateway.outbox import BATCH_BYTES, MAX_BYTES, MAX_FRAMES, SLOW, Delta, Outbox
 from triops.gateway.schema.events import AgentEvent, ChatEvent, ShownMessage
 
 
@@ -36,7 +37,7 @@ def taken(outbox: Outbox) -> list[dict[str, Any]]:
 
 
 def test_frames_leave_in_order_and_events_are_numbered_when_they_leave() -> None:
-    outbox = Outbox()
+    outbox = Outbox(time.monotonic)
     outbox.put(b'{"n":1}')
     outbox.put_event(encode_event("tick", {"ts": 1}))
     outbox.put(b'{"n":2}')
@@ -48,7 +49,7 @@ def test_frames_leave_in_order_and_events_are_numbered_when_they_leave() -> None
 
 
 def test_deltas_that_wait_become_one_with_all_that_was_new() -> None:
-    outbox = Outbox()
+    outbox = Outbox(time.monotonic)
     outbox.put_delta(chat_delta("ab", "ab"))
     outbox.put_delta(chat_delta("abc", "c"))
     outbox.put_delta(agent_delta("ab", "ab"))
@@ -63,7 +64,7 @@ def test_deltas_that_wait_become_one_with_all_that_was_new() -> None:
 
 
 def test_deltas_of_different_runs_stay_apart() -> None:
-    outbox = Outbox()
+    outbox = Outbox(time.monotonic)
     outbox.put_delta(chat_delta("a", "a", "one"))
     outbox.put_delta(chat_delta("x", "x", "two"))
     outbox.put_delta(chat_delta("ab", "b", "one"))
@@ -71,7 +72,7 @@ def test_deltas_of_different_runs_stay_apart() -> None:
 
 
 def test_an_event_of_the_run_is_never_overtaken_by_its_text() -> None:
-    outbox = Outbox()
+    outbox = Outbox(time.monotonic)
     outbox.put_delta(chat_delta("a", "a"))
     outbox.put_event(encode_event("agent", {"tool": 1}), run_id="r")
     outbox.put_delta(chat_delta("ab", "b"))
@@ -80,7 +81,7 @@ def test_an_event_of_the_run_is_never_overtaken_by_its_text() -> None:
 
 
 def test_a_delta_that_was_taken_is_not_merged_into() -> None:
-    outbox = Outbox()
+    outbox = Outbox(time.monotonic)
     outbox.put_delta(chat_delta("a", "a"))
     assert len(taken(outbox)) == 1
     outbox.put_delta(chat_delta("ab", "b"))
@@ -88,7 +89,7 @@ def test_a_delta_that_was_taken_is_not_merged_into() -> None:
 
 
 def test_a_merged_delta_still_says_that_it_replaces() -> None:
-    outbox = Outbox()
+    outbox = Outbox(time.monotonic)
     outbox.put_delta(chat_delta("new", "new", replace=True))
     outbox.put_delta(chat_delta("newer", "er"))
     (only,) = taken(outbox)
@@ -97,10 +98,21 @@ def test_a_merged_delta_still_says_that_it_replaces() -> None:
 
 
 def test_a_client_past_its_count_or_bytes_is_given_up_and_keeps_no_more() -> None:
-    by_count = Outbox()
+    clock = [0.0]
+    by_count = Outbox(lambda: clock[0])
+    for _ in range(MAX_FRAMES + 10):
+        by_count.put(b"{}")
+    while by_count.take():
+        pass
+    by_count.put(b"{}")
+    by_count.take()
+    for _ in range(MAX_FRAMES + 1):
+        by_count.put(b"{}")
+    assert not by_count.overflowed, "a burst, and a write that has only begun"
+    by_count.take()
     for _ in range(MAX_FRAMES):
         by_count.put(b"{}")
-    assert not by_count.overflowed
+    clock[0] += SLOW + 0.1
     for _ in range(1000):
         by_count.put(b"{}")
     assert by_count.overflowed
@@ -109,7 +121,7 @@ def test_a_client_past_its_count_or_bytes_is_given_up_and_keeps_no_more() -> Non
         by_count.put_delta(chat_delta(text, text[-1]))
     by_count.put_event(encode_event("tick", {}), run_id="r")
     assert by_count.statistics().frames == MAX_FRAMES + 1
-    by_bytes = Outbox()
+    by_bytes = Outbox(time.monotonic)
     by_bytes.put(b"x" * MAX_BYTES)
     assert not by_bytes.overflowed
     by_bytes.put(b"x")
@@ -119,7 +131,7 @@ def test_a_client_past_its_count_or_bytes_is_given_up_and_keeps_no_more() -> Non
 
 
 def test_a_batch_is_bounded_but_takes_at_least_one_frame() -> None:
-    outbox = Outbox()
+    outbox = Outbox(time.monotonic)
     outbox.put(b"x" * (2 * BATCH_BYTES))
     outbox.put(b"y" * (BATCH_BYTES // 2))
     outbox.put(b"y" * (BATCH_BYTES // 2))
@@ -128,7 +140,7 @@ def test_a_batch_is_bounded_but_takes_at_least_one_frame() -> None:
 
 
 def test_the_text_of_another_message_replaces_what_waits() -> None:
-    outbox = Outbox()
+    outbox = Outbox(time.monotonic)
     outbox.put_delta(chat_delta("first", "st"))
     outbox.put_delta(chat_delta("sec", "sec", replace=True))
     outbox.put_delta(chat_delta("second", "ond"))
@@ -140,7 +152,7 @@ def test_the_text_of_another_message_replaces_what_waits() -> None:
 
 
 async def test_the_writer_wakes_for_a_frame_and_for_a_ring(autojump_clock: trio.testing.MockClock) -> None:
-    outbox = Outbox()
+    outbox = Outbox(time.monotonic)
     for wake in (lambda: outbox.put(b"{}"), outbox.ring):
         with trio.fail_after(1):
             async with trio.open_nursery() as nursery:
@@ -156,7 +168,7 @@ Step = st.tuples(st.sampled_from(["one", "two"]), st.sampled_from(["text", "even
 
 @given(st.lists(Step, max_size=60))
 def test_whatever_the_pace_of_the_reader_each_run_reads_whole_and_in_order(steps: list[tuple[str, str]]) -> None:
-    outbox = Outbox()
+    outbox = Outbox(time.monotonic)
     said = {"one": "", "two": ""}
     expected: dict[str, list[str]] = {"one": [], "two": []}
     got: list[dict[str, Any]] = []
@@ -183,7 +195,7 @@ def test_whatever_the_pace_of_the_reader_each_run_reads_whole_and_in_order(steps
 
 @pytest.mark.parametrize("size", [0, 1, 200])
 def test_bytes_are_counted_back_to_nothing_when_merged(size: int) -> None:
-    outbox = Outbox()
+    outbox = Outbox(time.monotonic)
     for number in range(size):
         outbox.put_delta(chat_delta("x" * number, "x"))
     taken(outbox)

@@ -84,6 +84,61 @@ async def test_a_head_that_cannot_be_read_is_logged_with_its_peer(tmp_path: Path
 
 
 @pytest.mark.parametrize(
+    ("request_", "status", "reason"),
+    [
+        (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nHost: x\r\n\r\n", 400, "Found multiple Host: headers"),
+        (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nExpect: x\r\n\r\n", 417, "no other Expect"),
+        (b"POST /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", 405, "POST /healthz: use GET or HEAD"),
+    ],
+)
+async def test_a_request_that_http_or_a_probe_refuses_is_logged_with_its_peer(
+    tmp_path: Path, request_: bytes, status: int, reason: str
+) -> None:
+    async with open_test_gateway(tmp_path) as host:
+        stream = host.dial("127.0.0.1")
+        await stream.send_all(request_)
+        assert (await read_answer(stream)).status == status
+        (told,) = host.warnings()
+        assert told.fields["reason"].startswith(reason)
+        assert (told.fields["status"], told.fields["peer"]) == (status, "127.0.0.1")
+
+
+PROBE = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+CALL = b"GET /status HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %s\r\n\r\n" % TOKEN.encode()
+WRONG = CALL.replace(b"Bearer", b"Bearer x")
+
+
+async def test_past_32_without_a_token_a_connection_is_not_kept_alive_and_one_with_it_always_is(
+    tmp_path: Path,
+) -> None:
+    async with open_test_gateway(tmp_path) as host:
+
+        async def ask(request: bytes, stream: Any = None) -> tuple[bool, Any]:
+            """Whether the connection is kept after the answer, and it."""
+            stream = stream or host.dial("127.0.0.1")
+            await stream.send_all(request)
+            answer = await read_answer(stream)
+            assert answer.status == (401 if request == WRONG else 200)
+            return answer.headers.get("connection") != "close", stream
+
+        shown = [await ask(CALL) for _ in range(UNAUTHENTICATED_PER_ADDRESS + 1)]
+        assert {kept for kept, _ in shown} == {True}
+        held = [await ask(request) for request in (WRONG, *[PROBE] * (UNAUTHENTICATED_PER_ADDRESS - 1))]
+        assert {kept for kept, _ in held} == {True}
+        for request in (PROBE, WRONG):
+            kept, stream = await ask(request)
+            assert (kept, await stream.receive_some()) == (False, b"")
+        with pytest.raises(Refused):
+            async with host.socket("127.0.0.1"):
+                pass
+        assert (await ask(CALL))[0]
+        assert (await ask(PROBE, shown[0][1]))[0]  # it once showed its token
+        assert (await ask(CALL, held[0][1]))[0]
+        assert (await ask(PROBE))[0]  # that one gave a place back
+        assert not (await ask(PROBE))[0]
+
+
+@pytest.mark.parametrize(
     "headers",
     [
         {"Host": "evil.example"},

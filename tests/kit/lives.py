@@ -49,6 +49,7 @@ STEPS: dict[str, tuple[str, str, Seen | None]] = {
     "tool running": (*_BUS, _publishes("RunTool")),
     "step saved": (_STORED, "save", None),
     "reply, not committed": (_STORED, "finish", None),
+    "drop": (_STORED, "drop", None),
     "terminal told": (*_BUS, _publishes("RunEnded")),
     "final sent": (*_SEND, _sends(b'"state":"final"')),
 }

@@ -1,7 +1,7 @@
 """A supervisor over an inline store on a mock clock, whose turns do what the test says."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ from triops.runtime.runs.worker import Desk, Draft
 from triops.runtime.sessions import canonical_key
 from triops.runtime.store import runs as stored_runs
 from triops.runtime.store import sessions as stored_sessions
+from triops.runtime.store.aside import open_aside
 from triops.runtime.store.db import Db
 from triops.runtime.store.runs import Stored
-from triops.runtime.testing import EPOCH, EventRecorder, FaultyStore, copy_state, open_inline_store
+from triops.runtime.testing import EPOCH, EventRecorder, FaultyStore, copy_state, here, open_inline_store
 
 Act = Callable[[Run, Desk], Awaitable[str]]
 
@@ -96,7 +97,12 @@ class Stage:
         self.path.mkdir(exist_ok=True)
         bus = Bus(Log())
         log = Log(self.log.append, level="debug")
-        with open_inline_store(self.path / "triops.sqlite") as inline, bus.subscribe(self.events.hear):
+        database = self.path / "triops.sqlite"
+        with (
+            open_inline_store(database) as inline,
+            closing(open_aside(database)) as aside,
+            bus.subscribe(self.events.hear),
+        ):
             store = FaultyStore(inline)
             async with open_supervisor(
                 store=store,
@@ -108,6 +114,8 @@ class Stage:
                 budget=budget,
                 max_age_ms=round(max_age * 1000),
                 grace=grace,
+                aside=aside,
+                in_thread=here,
             ) as runs:
                 yield Life(self, runs, store, inline.db, bus)
 

@@ -63,6 +63,8 @@ class World:
         """Each end that was told, in all lives, and whether the disk had refused it."""
         self.cut: set[str] = set()
         """Runs whose end was on disk at a kill: maybe nobody was told any more, and who asks hears it."""
+        self.aborted: set[str] = set()
+        """Of whom somebody was told, in this life, that it is stopped."""
         self.closing = False
 
     # -- the turns -----------------------------------------------------------------------------------------------------
@@ -150,7 +152,8 @@ class World:
                 if run_id in self.acked:
                     callers.start_soon(self.conflict, life, run_id, key)
             case "abort", int(place) if run_id := self.named(place):
-                life.abort(run_id)
+                if life.abort(run_id):
+                    self.aborted.add(run_id)
             case "reset", str(key):
                 callers.start_soon(self.reset, life, key)
             case (("finish" | "step" | "fail" | "sleep"), int(place)):
@@ -231,10 +234,11 @@ class World:
                     terminal = event.terminal
                     refused = "not_stored" in (terminal.error_kind, terminal.stop_reason)
                     self.ended.append((run_id, terminal.state, refused))
+                    assert refused or run_id not in self.aborted or terminal.state is RunState.ABORTED
+        self.aborted.clear()
 
     def check_all(self) -> None:
-        stored = Counter(run_id for run_id, _, refused in self.ended if not refused)
-        assert set(stored.values()) <= {1}, stored
+        assert set(Counter(run_id for run_id, _, _ in self.ended).values()) <= {1}, self.ended
         assert set(self.acked) <= {run_id for run_id, _, _ in self.ended} | self.cut
         assert max(Counter(self.stage.began).values(), default=1) == 1, "no run begins twice"
         for key in SESSIONS:

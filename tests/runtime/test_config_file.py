@@ -166,12 +166,12 @@ def test_what_openclaw_has_and_we_do_not_use_is_one_line(load: Load):
         """{$schema: "x", meta: {lastTouchedVersion: "1"}, channels: {telegram: {botToken: "x", enabled: "odd"}},
         gateway: {mode: "local", reload: {mode: "hybrid"}, tailscale: {mode: "off", resetOnExit: true}},
         agents: {defaults: {compaction: {mode: "safeguard"}}, entries: {main: {identity: {emoji: "x"}, tts: {}}}},
-        session: {dmScope: "main"}, hooks: {enabled: true}, models: {providers: {p: {baseUrl: 'http://x', models: [
+        session: {dmScope: "main"}, models: {providers: {p: {baseUrl: 'http://x', models: [
           {id: "m", compat: {thinkingFormat: "qwen"}}]}}}}"""
     )
     (notice,) = loaded.warnings
     assert notice.level == "info"
-    assert str(notice).startswith("11 settings of OpenClaw are not used here: $schema, meta, channels, gateway.mode")
+    assert str(notice).startswith("10 settings of OpenClaw are not used here: $schema, meta, channels, gateway.mode")
     assert "models.providers.p.models[0].compat.thinkingFormat" in notice.message
 
 
@@ -307,7 +307,15 @@ def test_a_model_may_be_a_plain_text(load: Load):
 
 @pytest.mark.parametrize(
     ("primary", "warned"),
-    [("foo/bar", True), ("ollama/m", True), ("lab/m", False), ("openai/m", False), ("a/b", False), ("My/Own", False)],
+    [
+        ("foo/bar", True),
+        ("foo/ollama", True),
+        ("ollama/m", False),
+        ("lab/m", False),
+        ("openai/m", False),
+        ("a/b", False),
+        ("My/Own", False),
+    ],
 )
 def test_a_default_model_whose_provider_nobody_knows_is_said(load: Load, primary: str, warned: bool):
     loaded = load(
@@ -418,6 +426,23 @@ def test_the_mode_follows_from_what_is_set(load: Load, auth: str, mode: str):
 )
 def test_an_open_door_stops_the_start(load: Load, gateway: str, fault: str):
     assert faults(load, f"{{gateway: {gateway}}}")[0].startswith(fault)
+
+
+@pytest.mark.parametrize(
+    ("hooks", "fault"),
+    [
+        ("{token: 'short'}", "hooks.token: can be guessed; use 16 characters or more"),
+        (f"{{token: '{TOKEN}'}}", "hooks.token: is the gateway's own secret; use another one"),
+        ("{token: 'another-secret-of-16', path: '/'}", "hooks.path: is the root; write a path such as /hooks"),
+    ],
+)
+def test_hooks_that_would_let_others_in_stop_the_start(load: Load, hooks: str, fault: str):
+    hooks = f"{{enabled: true, {hooks[1:]}"
+    assert faults(load, f"{{gateway: {{auth: {{token: '{TOKEN}'}}}}, hooks: {hooks}}}") == [fault]
+
+
+def test_hooks_without_a_secret_are_warned_of(load: Load):
+    assert warnings(load("{hooks: {enabled: true}}")) == ["hooks.token: is missing, so that there are no hooks"]
 
 
 def test_a_bind_that_other_machines_reach_is_said(load: Load):

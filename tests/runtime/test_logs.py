@@ -66,6 +66,18 @@ def test_what_strangers_cause_is_written_twenty_times_a_minute_and_then_counted(
     assert kept[-1].fields == {}
 
 
+def test_one_kind_of_refusal_does_not_silence_another():
+    kept: list[Record] = []
+    log = Log(kept.append, clock=lambda: 0)
+    for number in range(50):
+        log.refusal("refused", status=400, reason=f"noise {number}")
+        log.refusal("refused", code=1008, details={"code": "NOISE"})
+    told = [{"status": 401}, {"code": "MISSING"}, {"code": 1008, "details": {"code": "OTHER"}}]
+    for fields in told:
+        log.refusal("refused", **fields)
+    assert [record.fields for record in kept[40:]] == told
+
+
 def test_a_stream_that_is_no_terminal_gets_the_whole_time() -> None:
     stream = io.StringIO()
     with Console(stream) as console:

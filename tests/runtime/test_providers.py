@@ -1,5 +1,6 @@
 """What the configuration and the environment make of providers, and what a run hears of one that cannot be asked."""
 
+import json
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from triops.agents.providers.http import HttpClient
 from triops.agents.providers.openai_completions import OllamaProvider, OpenAICompletionsProvider
 from triops.agents.providers.scripted import ScriptedProvider
 from triops.runtime.config import Config, ModelConfig, ModelsConfig, ProviderConfig
+from triops.runtime.config_file import load_config
 from triops.runtime.logs import Redactor
 from triops.runtime.models import ModelCatalog, ProviderEntry, UnknownModel
+from triops.runtime.paths import Paths
 from triops.runtime.providers import provider_entries
 from triops.runtime.secrets import Secret
 
@@ -125,6 +128,30 @@ def test_where_nothing_is_configured_keys_come_before_local_servers_and_the_embe
     ]
 
 
+@pytest.mark.parametrize(
+    ("defaults", "mode", "looked_for"),
+    [
+        ({"model": "lab/m"}, "merge", []),
+        ({"model": "lmstudio/m"}, "merge", ["lmstudio"]),
+        ({"model": "lmstudio/m"}, "replace", []),
+        ({"model": {"primary": "lab/m", "fallbacks": ["ollama/m"]}}, "merge", ["ollama"]),
+        ({"model": "o", "models": {"ollama/m": {"alias": "o"}}}, "merge", ["ollama"]),
+        ({"model": "lab/m", "heartbeat": {"model": "llamacpp/m"}}, "merge", ["llamacpp"]),
+        ({"model": "ollama/of-lab"}, "merge", []),
+    ],
+)
+def test_a_local_server_is_looked_for_when_a_chosen_model_names_it(
+    tmp_path: Path, defaults: Any, mode: str, looked_for: list[str]
+):
+    lab = {"baseUrl": "http://127.0.0.1:1/v1", "models": [{"id": "m"}, {"id": "ollama/of-lab"}]}
+    file = tmp_path / "triops.json"
+    file.write_text(json.dumps({"agents": {"defaults": defaults}, "models": {"mode": mode, "providers": {"lab": lab}}}))
+    config = load_config(Paths(tmp_path, file), {}).config
+    environ = {"CODEX_HOME": "/nowhere"}
+    found = provider_entries(config, environ, http=HttpClient(), embedded=None, redactor=Redactor())
+    assert [entry.provider.id for entry in found] == ["lab", *looked_for]
+
+
 # -- from outside ------------------------------------------------------------------------------------------------------
 
 
@@ -171,12 +198,25 @@ async def test_a_run_of_a_model_that_cannot_be_asked_names_the_cause(
         assert final["state"] == "error" and cause in final["errorMessage"]
 
 
-async def test_a_refused_key_is_answered_with_its_variable_and_its_path(tmp_path: Path, server: ModelServer) -> None:
-    config = written(lab={"baseUrl": f"{server.url}/v1", "models": [{"id": "m"}]})
+@pytest.mark.parametrize(
+    ("key", "variable", "advice"),
+    [
+        ({}, "", "set LAB_API_KEY or write models.providers.lab.apiKey"),
+        ({}, "canary-of-some-length", "it refused the key of LAB_API_KEY: check that one"),
+        (
+            {"apiKey": "canary-of-some-length"},
+            "other-of-some-length",
+            "it refused the key of models.providers.lab.apiKey: check that one",
+        ),
+    ],
+)
+async def test_a_refused_key_is_named_by_where_it_stands_and_a_missing_one_by_where_to_write_it(
+    tmp_path: Path, server: ModelServer, key: dict[str, str], variable: str, advice: str
+) -> None:
+    config = written(lab={"baseUrl": f"{server.url}/v1", "models": [{"id": "m"}], **key})
+    config["env"] = {"vars": {"LAB_API_KEY": variable}} if variable else {}
     server.otherwise = 401
     async with open_test_gateway(tmp_path, config=config, providers=()) as host, host.client() as client:
         await client.say("Hi", key="k")
         message = (await client.ended("k"))["errorMessage"]
-        assert message == (
-            "lab/m request failed (not authorised, HTTP 401); set LAB_API_KEY or write models.providers.lab.apiKey"
-        )
+        assert message == f"lab/m request failed (not authorised, HTTP 401); {advice}"

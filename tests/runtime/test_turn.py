@@ -55,3 +55,14 @@ async def test_a_retry_and_a_request_made_smaller_are_told_as_what_they_are(
         ("starting_model", "rate_limit"),
         ("preparing_context", "context_overflow"),
     ]
+
+
+async def test_the_error_of_the_last_model_names_those_of_the_models_before_it(
+    tmp_path: Path, autojump_clock: object
+) -> None:
+    config = {"agents": {"defaults": {"model": {"primary": "scripted/echo", "fallbacks": ["nowhere/m"]}}}}
+    async with open_test_runtime(tmp_path, script=[[ProviderError("auth", "the key is old")]], config=config) as host:
+        ended = await host.ask("hi")
+        assert ended.error_message is not None
+        assert ended.error_message.startswith("unknown model 'nowhere/m'")
+        assert ended.error_message.endswith("; before it, the key is old")

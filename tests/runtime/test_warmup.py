@@ -12,13 +12,14 @@ from triops.runtime.bus import Bus
 from triops.runtime.clock import trio_clock
 from triops.runtime.logs import Log
 from triops.runtime.models import ModelCatalog, ProviderEntry, UnknownModel
-from triops.runtime.warmup import DISCOVER_PAUSE, Warmup, open_warmup
+from triops.runtime.warmup import DISCOVER_PAUSE, REFRESH_PAUSE, Warmup, open_warmup
 
 
 class LateServer(ScriptedProvider):
     """A provider that nobody can reach until it is `up`."""
 
     up = False
+    names: tuple[str, ...] = ("m", "n")
     asked = 0
 
     async def discover(self) -> Sequence[ModelInfo]:
@@ -26,7 +27,7 @@ class LateServer(ScriptedProvider):
         await trio.sleep(0.1)
         if not self.up:
             raise OSError("nobody listens")
-        return [ModelInfo(ref=ModelRef("late", name), api="scripted", context_window=9999) for name in ("m", "n")]
+        return [ModelInfo(ref=ModelRef("late", name), api="scripted", context_window=9999) for name in self.names]
 
     async def resolve_dynamic(self, model_id: str) -> None:
         """None: it lists all it has."""
@@ -99,13 +100,17 @@ async def test_runs_at_once_ask_a_failed_server_once_and_the_next_only_after_a_p
     assert server.asked == 2
 
 
-async def test_a_server_that_gave_its_list_is_not_asked_for_it_again(
+async def test_a_model_that_a_server_gets_later_is_found_by_the_first_run_that_names_it_after_a_pause(
     warmup: Warmup, catalog: ModelCatalog, server: LateServer
 ) -> None:
     server.up = True
     await trio.sleep(DISCOVER_PAUSE)
     await catalog.resolve("late/m")
-    await trio.sleep(DISCOVER_PAUSE)
+    server.names += ("other",)
+    await trio.sleep(REFRESH_PAUSE - 0.1)
     with pytest.raises(UnknownModel, match="is ready and does not have it"):
         await catalog.resolve("late/other")
     assert server.asked == 2
+    await trio.sleep(0.1)
+    assert str((await catalog.resolve("late/other")).info.ref) == "late/other"
+    assert server.asked == 3

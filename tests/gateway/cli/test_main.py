@@ -1,3 +1,5 @@
+import errno
+import io
 import json
 import os
 import subprocess
@@ -53,6 +55,34 @@ def test_usage_errors_exit_2_and_name_the_help(run: Any):
     assert "Missing argument 'JOB_ID'" in ran.err
     assert "triops cron rm --help" in ran.err
     assert run("nonsense").code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "near"), [(("chatt",), "chat"), (("sesions", "list"), "sessions"), (("cron", "lst"), "list")]
+)
+def test_a_mistyped_command_is_answered_with_the_nearest_one(run: Any, arguments: tuple[str, ...], near: str):
+    code, _, err = run(*arguments)
+    assert (code, f"Did you mean {near!r}?" in err) == (2, True), err
+
+
+class Full(io.RawIOBase):
+    """A file on a disk without room."""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, _: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("arguments", [("--version",), ("models", "--help"), ("sessions", "list")])
+def test_output_that_cannot_be_written_is_said_in_a_line(
+    run: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+):
+    gateway.answers["sessions.list"] = {"sessions": []}
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(Full())))
+    code, _, err = run(*arguments)
+    assert (code, err.splitlines()[0]) == (1, "triops: cannot write the output: No space left on device")
 
 
 def test_usage_errors_are_json_when_asked_for(run: Any):

@@ -16,10 +16,11 @@ from triops.gateway.http.exchange import (
     MAX_BODY,
     MAX_EARLY,
     HttpResponse,
+    Stream,
     refuse,
     serve_http,
 )
-from triops.gateway.http.head import HEAD_DEADLINE, Head
+from triops.gateway.http.head import HEAD_DEADLINE, Head, HeadError
 from triops.gateway.transport import Transport
 
 Clock = trio.testing.MockClock
@@ -33,7 +34,7 @@ def let_in(answer: Callable[[Head, bytes], Awaitable[HttpResponse]]) -> Any:
     """Admit everybody."""
 
     async def admit(head: Head) -> Any:
-        return partial(answer, head)
+        return lambda body, stream: answer(head, body)
 
     return admit
 
@@ -78,7 +79,11 @@ async def served(
     ours, theirs = trio.testing.memory_stream_pair()
 
     async def serve() -> None:
-        await serve_http(Transport(theirs), admit or let_in(answer), busy)
+        transport = Transport(theirs)
+        try:
+            await serve_http(transport, admit or let_in(answer), busy)
+        except HeadError as error:
+            await refuse(transport, error.status, str(error))
         await trio.aclose_forcefully(theirs)
 
     async with trio.open_nursery() as nursery:
@@ -379,3 +384,100 @@ async def test_who_speaks_another_websocket_is_told_which_is_spoken() -> None:
         await ours.aclose()
     assert (answer.status, answer.headers["sec-websocket-version"]) == (426, "13")
     assert (answer.headers["upgrade"], answer.headers["connection"]) == ("websocket", "close")
+
+
+# -- streams ---------------------------------------------------------------------------------------------------------
+
+
+def streamed(answer: Callable[[Stream], Awaitable[HttpResponse | None]]) -> Any:
+    """Admit everybody to a stream."""
+
+    async def admit(head: Head) -> Any:
+        return lambda body, stream: answer(stream)
+
+    return admit
+
+
+async def test_a_stream_is_sent_as_it_is_made_and_its_connection_serves_on() -> None:
+    more = trio.Event()
+
+    async def count(stream: Stream) -> None:
+        await stream.send(b"data: 1\n\n")
+        await more.wait()
+        await stream.send(b"data: 2\n\n")
+
+    async with served(admit=streamed(count)) as peer:
+        await peer.send("GET / HTTP/1.1\nHost: x\n\n")
+        early = await peer.stream.receive_some()
+        assert b"text/event-stream" in early
+        assert b"nosniff" in early
+        assert early.endswith(b"data: 1\n\n\r\n")
+        more.set()
+        peer._rest = bytes(early)
+        assert (await peer.answer()).body == "data: 1\n\ndata: 2\n\n"
+        await peer.send("GET / HTTP/1.1\nHost: x\n\n")
+        assert (await peer.answer()).status == 200
+
+
+async def test_a_client_of_http_1_0_gets_a_stream_that_ends_with_its_connection() -> None:
+    async def once(stream: Stream) -> None:
+        await stream.send(b"data: 1\n\n")
+
+    async with served(admit=streamed(once)) as peer:
+        await peer.send("GET / HTTP/1.0\nHost: x\n\n")
+        assert (await peer.answer()).body == "data: 1\n\n"
+        assert await peer.ended()
+
+
+async def test_a_client_that_leaves_a_stream_cancels_it_whether_it_waits_or_writes() -> None:
+    for waits in (True, False):
+        over = trio.Event()
+
+        async def forever(stream: Stream) -> None:
+            try:
+                while True:
+                    await stream.send(b"data: 1\n\n")
+                    if waits:  # noqa: B023 - it runs within this round
+                        await trio.sleep_forever()
+            finally:
+                over.set()  # noqa: B023
+
+        async with served(admit=streamed(forever)) as peer:
+            await peer.send("GET / HTTP/1.1\nHost: x\n\n")
+            await peer.stream.receive_some()
+            await trio.aclose_forcefully(peer.stream)
+            with trio.fail_after(5):
+                await over.wait()
+
+
+async def test_what_fails_within_a_stream_is_cut_off_so_that_it_cannot_be_taken_for_whole() -> None:
+    async def half(stream: Stream) -> HttpResponse:
+        await stream.send(b"data: 1\n\n")
+        return HttpResponse(500, {})
+
+    async with served(admit=streamed(half)) as peer:
+        await peer.send("GET / HTTP/1.1\nHost: x\n\n")
+        data = b""
+        while chunk := await peer.stream.receive_some():
+            data += chunk
+        assert data.endswith(b"data: 1\n\n\r\n")
+
+
+async def test_nobody_waits_for_the_end_of_a_stream_that_has_none() -> None:
+    waiting: list[bool] = []
+
+    @contextmanager
+    def busy() -> Any:
+        waiting.append(True)
+        yield
+        waiting.clear()
+
+    async def endless(stream: Stream) -> None:
+        stream.endless()
+        await stream.send(b": hello\n\n")
+        await trio.sleep_forever()
+
+    async with served(busy=busy, admit=streamed(endless)) as peer:
+        await peer.send("GET / HTTP/1.1\nHost: x\n\n")
+        await peer.stream.receive_some()
+        assert waiting == []

@@ -305,6 +305,8 @@ async def test_so_many_may_wait_and_no_more(tmp_path: Path) -> None:
             error = refused.body["error"]
             assert (refused.status, error["code"], error["retryable"]) == (503, "UNAVAILABLE", True), target
             assert refused.headers["retry-after"] == "1"
+        told = [record.fields["status"] for record in host.log if record.message == "refused a call"]
+        assert told == [503] * 4
         assert (await host.rpc("chat.send", send))["status"] == "started"
         nursery.cancel_scope.cancel()
         with trio.fail_after(10):

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from triops.agents.messages import SystemMessage, UserMessage
+from triops.agents.model import Wishes
 from triops.runtime.runs.lanes import Lane, Lanes
 from triops.runtime.runs.registry import Run
 from triops.runtime.runs.state import QueueMode, Source, Submission
@@ -52,6 +53,7 @@ async def test_what_is_taken_and_given_back_is_where_it_was() -> None:
         {"message": SystemMessage("it is noon", 1)},
         {"model": "other/model"},
         {"extra_system": "Speak Latin."},
+        {"wishes": Wishes(temperature=1)},
     ],
 )
 async def test_what_another_turn_lacks_gets_a_turn_of_its_own(asked: dict[str, Any]) -> None:

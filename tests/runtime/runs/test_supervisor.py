@@ -937,3 +937,29 @@ async def test_who_stops_answers_nothing_more(stage: Stage, autojump_clock: Mock
         await life.runs.drain(1)
         with pytest.raises(Unavailable, match="stopping"):
             await life.runs.answer(submission("r1"), "words")
+
+
+# -- being stopped -----------------------------------------------------------------------------------------------------
+
+
+async def test_who_stops_what_waits_hears_of_it_when_it_is_on_disk(stage: Stage, autojump_clock: MockClock) -> None:
+    stage.act = stage.hold
+    async with stage.life() as life:
+        for run_id in ("r1", "r2"):
+            await life.send(run_id)
+        stopped = await life.runs.stop(life.runs.open_runs(), "rpc")
+        assert [run.id for run in stopped] == ["r2", "r1"]
+        assert (await life.stored("r2")).state is RunState.ABORTED
+        assert await life.runs.stop(stopped, "rpc") == []
+
+
+async def test_who_stops_while_the_disk_refuses_is_told_to_ask_again(stage: Stage, autojump_clock: MockClock) -> None:
+    stage.act = stage.hold
+    async with stage.life() as life:
+        for run_id in ("r1", "r2"):
+            await life.send(run_id)
+        life.store.refusal = DISK
+        with pytest.raises(Unavailable, match="could not be stored yet"):
+            await life.runs.stop(life.runs.open_runs(), "rpc")
+        life.store.refusal = None
+        assert (await life.runs.wait("r2")).state is RunState.ABORTED

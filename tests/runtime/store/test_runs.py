@@ -199,7 +199,7 @@ def test_a_start_ends_what_ran_and_gives_back_what_waits_in_order(db: Db) -> Non
         accept(db, run_id, now=NOW + 10)
     accept(db, "over", session="agent:main:else")
     runs.drop(db, submission("over"), 2, Terminal(state=RunState.ABORTED, ended_at=NOW), NOW)
-    ended, waiting = runs.recover(db, NOW + 100, max_age_ms=MAX_AGE)
+    ended, waiting = runs.recover(db, NOW + 100, max_age_ms=MAX_AGE, told={})
     assert [stored.submission.run_id for stored in ended] == ["ran"]
     assert [stored.submission.run_id for stored in waiting] == ["first", "second", "third"]
     terminal = found(db, "ran").terminal
@@ -214,7 +214,7 @@ def test_a_start_ends_what_ran_and_gives_back_what_waits_in_order(db: Db) -> Non
 def test_what_waited_too_long_is_ended_by_a_start_and_keeps_its_message(db: Db) -> None:
     accept(db, "old", now=NOW - 1)
     accept(db, "young", now=NOW)
-    ended, waiting = runs.recover(db, NOW + MAX_AGE, max_age_ms=MAX_AGE)
+    ended, waiting = runs.recover(db, NOW + MAX_AGE, max_age_ms=MAX_AGE, told={})
     assert [stored.submission.run_id for stored in ended] == ["old"]
     assert [stored.submission.run_id for stored in waiting] == ["young"]
     assert words(db) == ["say old"]
@@ -224,7 +224,7 @@ def test_a_start_tells_the_end_of_what_a_run_had_taken_in(db: Db) -> None:
     sid = accept(db, "a", start=True).session.sid
     accept(db, "b")
     runs.save(db, sid, "a", [submission("b").message], ["b"], NOW)
-    ended, waiting = runs.recover(db, NOW + 100, max_age_ms=MAX_AGE)
+    ended, waiting = runs.recover(db, NOW + 100, max_age_ms=MAX_AGE, told={})
     assert [stored.submission.run_id for stored in ended] == ["a", "b"]
     assert waiting == []
     assert ended[1].terminal == found(db, "b").terminal
@@ -234,18 +234,18 @@ def test_a_start_tells_the_end_of_what_a_run_had_taken_in(db: Db) -> None:
 
 def test_a_second_start_finds_nothing_to_end(db: Db) -> None:
     accept(db, "a", start=True)
-    runs.recover(db, NOW + 1, max_age_ms=MAX_AGE)
+    runs.recover(db, NOW + 1, max_age_ms=MAX_AGE, told={})
     told = found(db, "a").terminal
-    assert runs.recover(db, NOW + 2, max_age_ms=MAX_AGE) == ([], [])
+    assert runs.recover(db, NOW + 2, max_age_ms=MAX_AGE, told={}) == ([], [])
     assert found(db, "a").terminal == told
 
 
 def test_a_key_is_kept_for_its_time_and_an_open_run_for_ever(db: Db) -> None:
     sid = accept(db, "kept", start=True).session.sid
     runs.finish(db, sid, "kept", FINAL, [], NOW)
-    runs.recover(db, NOW + runs.KEEP_MS, max_age_ms=MAX_AGE)
+    runs.recover(db, NOW + runs.KEEP_MS, max_age_ms=MAX_AGE, told={})
     assert runs.find(db, "kept") is not None
     accept(db, "open", now=NOW)
-    runs.recover(db, NOW + runs.KEEP_MS + 1, max_age_ms=2 * runs.KEEP_MS)
+    runs.recover(db, NOW + runs.KEEP_MS + 1, max_age_ms=2 * runs.KEEP_MS, told={})
     assert runs.find(db, "kept") is None
     assert found(db, "open").state is RunState.QUEUED
