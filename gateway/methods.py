@@ -40,6 +40,8 @@ class Subscriber(Peer, Protocol):
     all_sessions: bool
     session_keys: set[str]
     tool_events: bool
+    device: str | None
+    """The device that it proved to be."""
     since: int
     """When it was let in, in milliseconds: what ended before, it cannot have heard."""
 
