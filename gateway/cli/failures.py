@@ -33,6 +33,11 @@ class Failure(Exception):
         self.error: dict[str, Any] = {**told, "message": message} | ({"hint": hint} if hint else {})
 
 
+def remedy_of(details: Any) -> str:
+    """What the gateway says to do about a refusal."""
+    return cast("dict[str, str]", details).get("remediationHint", "") if isinstance(details, dict) else ""
+
+
 def failure_of(error: BaseException) -> Failure:
     """What to say of an exception; one that nobody foresaw is raised again, with its traceback."""
     if isinstance(error, Failure):
@@ -40,7 +45,7 @@ def failure_of(error: BaseException) -> Failure:
     from triops.gateway.client import GatewayClosed, GatewayError
     from triops.gateway.server import PortTaken
     from triops.runtime.config_reader import ConfigError
-    from triops.runtime.errors import Unavailable
+    from triops.runtime.errors import Invalid, Unavailable
     from triops.runtime.instance import InstanceRunning
     from triops.runtime.paths import StateError
 
@@ -52,14 +57,14 @@ def failure_of(error: BaseException) -> Failure:
             return first
         case GatewayError():
             told = {"code": first.code, "details": first.details, "retryable": first.retryable}
-            return Failure(first.message, error=told)
+            return Failure(first.message, remedy_of(first.details), error=told)
         case GatewayClosed():
             return Failure(str(first), START_HINT, error={"code": "CLOSED", "closeCode": first.code})
         case InstanceRunning():
             return Failure(str(first), code=Exit.RUNNING)
         case PortTaken():
             return Failure(str(first), code=Exit.PORT_TAKEN)
-        case StateError() | ConfigError() | Unavailable():
+        case StateError() | ConfigError() | Invalid() | Unavailable():
             return Failure(str(first), code=Exit.CONFIG)
         case _:
             raise error

@@ -14,7 +14,7 @@ from urllib.parse import quote, urlsplit
 
 import click
 
-from triops.gateway.cli.failures import START_HINT, Exit, Failure
+from triops.gateway.cli.failures import START_HINT, Exit, Failure, remedy_of
 from triops.gateway.cli.output import json_option
 from triops.runtime.instance import Discovery, read_discovery
 from triops.runtime.paths import Paths, locate
@@ -156,6 +156,8 @@ def _refused(status: int, body: Any) -> Failure:
     hint = ""
     if status == 401:
         hint = "The token is not this gateway's: give it with --token, or restart the gateway if its config changed."
+    elif remedy := remedy_of(error.get("details")):
+        hint = remedy
     elif error.get("retryable"):
         hint = f"Try again in {max(1, round((error.get('retryAfterMs') or 1000) / 1000))} s."
     return Failure(str(error.get("message") or f"HTTP {status}"), hint, error=error)
