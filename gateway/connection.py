@@ -129,8 +129,11 @@ class Connection:
             self._services.log.info("client left", **self._who(), scopes=self._granted, seconds=seconds, **about)
         elif self._close is not None and not self._told:
             if (error := self._close.error) is not None:
+                about |= {"cause": (error.details or {}).get("code", error.code)}
                 about |= {"reason": error.message, "details": error.details}
-            self._services.log.refusal("refused a connect", **about, **self._who())
+            who = self._who()
+            who["clientId"] = who.pop("client", None)
+            self._services.log.refusal("refused a connect", **about, **who, locality=self._caller.locality)
 
     def _who(self) -> dict[str, Any]:
         """The client, as the log names it."""

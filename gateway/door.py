@@ -27,6 +27,7 @@ from triops.gateway.locality import (
 )
 from triops.gateway.pairing import Admit, Facts, PendingPairing, Refuse, decide
 from triops.gateway.records import load_device, load_pending, save_device, save_pending
+from triops.gateway.remedies import remedied
 from triops.gateway.schema.connect import ConnectParams, Credentials
 from triops.gateway.scopes import ADMIN, SCOPES, covers, parse_cap
 from triops.runtime.clock import Clock
@@ -129,16 +130,21 @@ class Door:
                 local_pages=self.mode != "none",
             )
         except WireError as error:
-            self._tell("refused a request", error, caller)
+            self._refused("refused a request", error, caller)
             raise
 
-    def _tell(self, message: str, error: WireError, caller: Caller, **about: Any) -> None:
-        shape = error.shape
+    def _refused(self, message: str, error: WireError, caller: Caller, **about: Any) -> None:
+        """Give a refusal its remedy, and log it."""
+        shape = error.shape = remedied(error.shape)
+        details = shape.details or {}
         self._log.refusal(
             message,
+            cause=details.get("code", shape.code),
             reason=shape.message,
             details=shape.details,
             **about,
+            requestId=details.get("requestId"),
+            locality=caller.locality,
             peer=caller.address,
             host=caller.host,
             origin=caller.origin,
@@ -165,8 +171,9 @@ class Door:
         except WireError as error:
             decision = Refuse(error=error, close_reason=str(error))
         if isinstance(decision, Refuse):
-            client = params.client
-            self._tell("refused a connect", decision.error, caller, client=client.id, mode=client.mode)
+            client, device = params.client, params.device and params.device.id
+            about = {"clientId": client.id, "mode": client.mode, "deviceId": device}
+            self._refused("refused a connect", decision.error, caller, **about)
             await trio.sleep(delay)
         return decision
 
@@ -237,7 +244,7 @@ class Door:
             return frozenset(SCOPES)
         except WireError as error:
             refused = error
-        self._tell("refused a request", refused, caller)
+        self._refused("refused a request", refused, caller)
         await trio.sleep(delay)
         raise refused
 
