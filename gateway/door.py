@@ -82,6 +82,7 @@ class Door:
         clock: Clock,
         log: Log,
         announcer: Announcer,
+        auto_approve_local: bool,
     ) -> None:
         self.mode: AuthMode = mode
         self.port = 0
@@ -92,6 +93,7 @@ class Door:
         self._clock = clock
         self._log = log
         self._announcer = announcer
+        self._auto_approve_local = auto_approve_local
         self.change_secret(secret)
 
     def change_secret(self, secret: Secret | None) -> None:
@@ -190,6 +192,7 @@ class Door:
             has_origin=caller.origin is not None,
             shared=shared,
             scope_cap=None if cap is None else parse_cap(cap),
+            auto_approve_local=self._auto_approve_local,
             secret_generation=self._generation,
             now_ms=now,
             new_token=Secret(secrets.token_urlsafe(32)),

@@ -235,6 +235,7 @@ async def open_gateway(
         clock=runtime.clock,
         log=services.log,
         announcer=services.announcer,
+        auto_approve_local=gateway_config.nodes.pairing.auto_approve_local,
     )
     services.change_secret = door.change_secret
     gateway = Gateway(services, door, grace=grace)

@@ -48,6 +48,20 @@ class TailscaleConfig(msgspec.Struct, frozen=True, rename="camel"):
     """Serving through Tailscale is not supported."""
 
 
+class PairingConfig(msgspec.Struct, frozen=True, rename="camel"):
+    """How devices are let in."""
+
+    auto_approve_local: bool = True
+    """Programs of this machine with the gateway's secret need nobody's approval."""
+
+
+class NodesConfig(msgspec.Struct, frozen=True, rename="camel"):
+    """Devices; OpenClaw keeps these settings with those of its nodes."""
+
+    pairing: PairingConfig = PairingConfig()
+    """How they are let in."""
+
+
 class GatewayConfig(msgspec.Struct, frozen=True, rename="camel"):
     """Where the gateway listens."""
 
@@ -61,6 +75,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, rename="camel"):
     """Who may connect."""
     control_ui: ControlUiConfig = ControlUiConfig()
     """The web client."""
+    nodes: NodesConfig = NodesConfig()
+    """Devices of other machines."""
     tailscale: TailscaleConfig = TailscaleConfig()
     """Must be off."""
 
