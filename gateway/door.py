@@ -201,7 +201,7 @@ class Door:
         if params.device is None:
             return decide(facts)
         key = verify_proof(params, params.device, nonce=nonce, now_ms=now)
-        decided = await self._store.write(lambda db: _decide_with_records(db, facts, key), then=self._announce)
+        decided = await self._store.write(lambda db: decide_with_records(db, facts, key), then=self._announce)
         decision = decided.decision
         if isinstance(decision, Admit) and decision.device is not None and decision.device.approved_at_ms == now:
             self._log.info(
@@ -260,7 +260,7 @@ class _Decided(msgspec.Struct, frozen=True):
     """The request that is new."""
 
 
-def _decide_with_records(db: Db, facts: Facts, public_key: str) -> _Decided:
+def decide_with_records(db: Db, facts: Facts, public_key: str) -> _Decided:
     """Read the device's records, decide, and write what follows: one transaction, so that two connects cannot cross."""
     assert facts.params.device is not None
     device_id, now = facts.params.device.id, facts.now_ms
