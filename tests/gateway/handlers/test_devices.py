@@ -326,6 +326,19 @@ async def test_a_wait_ends_with_a_rejection_with_time_and_for_strangers_at_once(
             assert refused.value.error["details"]["code"] == "DEVICE_IDENTITY_REQUIRED"
 
 
+async def test_an_approval_that_was_taken_back_brings_no_token(tmp_path: Path, device: DeviceIdentity) -> None:
+    async with open_test_gateway(tmp_path) as host:
+        async with connected(host, device, READ) as client:
+            asked = await client.request("device.scopes.requestUpgrade", {"scopes": [WRITE]})
+            await host.rpc("device.pair.approve", asked)
+            await host.rpc("device.token.revoke", {"deviceId": device.id, "role": "operator"})
+        async with host.socket() as client:  # the backend, which gets no new token
+            params = connect_params(token=TOKEN)
+            params["device"] = device.proof(params, await client.event("connect.challenge"))
+            await client.request("connect", params)
+            assert await client.request("device.scopes.waitUpgrade", asked) == asked | {"status": "rejected"}
+
+
 async def test_an_unpaired_backend_is_told_what_to_do_before_it_asks_for_more(
     tmp_path: Path, device: DeviceIdentity
 ) -> None:
