@@ -73,7 +73,7 @@ class Connection:
         self.id = str(uuid4())
         self.actor = caller.address
         self.device: str | None = None
-        self._method = ""
+        self._by_secret = False
         self.scopes: frozenset[str] = frozenset()
         self.outbox = Outbox()
         self.reads = False
@@ -92,7 +92,7 @@ class Connection:
     @property
     def by_secret(self) -> bool:
         """It stands on the gateway's own secret, or what it stands on is being decided."""
-        return self._method in ("token", "password") or self._session.state is State.DECIDING
+        return self._by_secret or self._session.state is State.DECIDING
 
     async def serve(self, nursery: trio.Nursery) -> bool:
         """Talk until either side closes; whether the peer was stopped in the middle of what it sends. `nursery` is this
@@ -189,7 +189,7 @@ class Connection:
             return  # it took too long, or what it stood on was taken back, and the close is on its way
         self._transport.cap(None)
         self._granted = admitted.scopes
-        self._method = admitted.method
+        self._by_secret = admitted.method != "device-token" or bool(admitted.token and admitted.token.issuer)
         self.scopes = effective(admitted.scopes)
         self.reads = READ in self.scopes
         self.scoped = "session-scoped-events" in params.caps

@@ -270,7 +270,8 @@ def decide_with_records(db: Db, facts: Facts, public_key: str) -> _Decided:
         if decision.device is None:
             return _Decided(decision)
         save_device(db, decision.device)
-        if pending is None or not covers(decision.device.scopes, pending.scopes):
+        approved = decision.device.approved_at_ms == now
+        if pending is None or not approved or not covers(decision.device.scopes, pending.scopes):
             return _Decided(decision)
         devices.settle(db, device_id)
         return _Decided(decision, settled=pending)

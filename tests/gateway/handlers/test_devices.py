@@ -202,6 +202,14 @@ async def test_a_removed_device_is_closed_and_must_be_approved_again(tmp_path: P
         assert (await denied(operator, "device.pair.remove", {"deviceId": device.id})) == "unknown deviceId"
 
 
+async def test_what_a_client_says_after_it_was_shut_out_is_not_heard(tmp_path: Path, device: DeviceIdentity) -> None:
+    async with open_test_gateway(tmp_path) as host, connected(host, device, WRITE) as client:
+        await host.rpc("device.pair.remove", {"deviceId": device.id})
+        await client.ask("chat.send", {"sessionKey": "main", "message": "SAY:x", "idempotencyKey": "k"})
+        assert (await client.closed()).code == 4001
+        assert (await host.rpc("sessions.list"))["sessions"] == []
+
+
 async def test_a_rotated_token_opens_nothing_and_its_device_is_told_the_new_one(
     tmp_path: Path, device: DeviceIdentity
 ) -> None:
@@ -373,6 +381,20 @@ async def test_a_new_gateway_token_closes_who_stands_on_the_old_one(tmp_path: Pa
         assert (await host.http("GET", "/status")).status == 401
         assert (await host.http("GET", "/status", token=new)).status == 200
         assert new not in str(host.log)
+
+
+async def test_a_page_whose_token_came_from_the_old_one_is_closed_too(tmp_path: Path, device: DeviceIdentity) -> None:
+    async with open_test_gateway(tmp_path) as host:
+        token = TOKEN
+        for _ in range(2):  # with the gateway's token, then with the one that it got by it
+            async with host.socket(headers={"Origin": f"http://127.0.0.1:{host.port}"}) as page:
+                params = connect_params(token=token, client="openclaw-control-ui", mode="webchat")
+                params["device"] = device.proof(params, await page.event("connect.challenge"))
+                hello = await page.request("connect", params)
+                token = hello["auth"]["deviceToken"]
+                if hello["auth"]["method"] == "device-token":
+                    await host.rpc("gateway.token.rotate")
+                    assert await close_of(page) == (4001, "gateway auth changed")
 
 
 @pytest.mark.parametrize(
