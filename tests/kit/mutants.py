@@ -64,6 +64,8 @@ def places(tree: ast.AST) -> Iterator[tuple[ast.AST, str, int | None, ast.AST]]:
     """Parent, field, index and node of everything that runs: no docstring, annotation, import or option of a class."""
     if isinstance(tree, (ast.Import, ast.ImportFrom)):
         return
+    if isinstance(tree, ast.Subscript) and ast.unparse(tree.value) == "Literal":
+        return
     for field, value in ast.iter_fields(tree):
         if field in ("annotation", "returns", "decorator_list", "keywords") and not isinstance(tree, ast.Call):
             continue
