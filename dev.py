@@ -43,6 +43,7 @@ usage: python3 dev.py COMMAND …
   test [ARGS …]       the tests (ARGS go to pytest)
   check               what a change must pass: format, lint, types, floors, tests
   soak [ARGS …]       the long tests
+  fuzz [COUNT [SEED]] damaged frames, handshakes and HTTP heads at the door
   setup               make the environment and stop
 """
 
@@ -245,6 +246,7 @@ COMMANDS: dict[str, tuple[Sequence[str], Callable[[list[str]], int]]] = {
     "bench": (("triops",), lambda rest: become(triops("bench", *rest))),
     "test": (EVERYTHING, lambda rest: become(pytest(*rest))),
     "soak": (EVERYTHING, lambda rest: become(pytest("-m", "soak", *rest))),
+    "fuzz": (EVERYTHING, lambda rest: become([str(PYTHON), "-m", "tests.kit.fuzz", *rest])),
     "check": (EVERYTHING, lambda _: check()),
     "setup": (EVERYTHING, lambda _: print(f"Ready: {PYTHON}") or 0),
 }

@@ -7,7 +7,6 @@ import base64
 import hashlib
 import itertools
 import json
-import os
 import ssl
 import sys
 import uuid
@@ -30,6 +29,7 @@ from wsproto.connection import ConnectionState
 from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
 from triops import __version__
+from triops.runtime.paths import write_new
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -112,13 +112,11 @@ class DeviceIdentity:
         """The identity kept in `path` (32 raw bytes, mode 0600), made there the first time."""
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-        try:
-            return cls(Ed25519PrivateKey.from_private_bytes(path.read_bytes()))
-        except FileNotFoundError:
-            key = Ed25519PrivateKey.generate()
-        with open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
-            file.write(key.private_bytes_raw())
-        return cls(key)
+        while True:
+            try:
+                return cls(Ed25519PrivateKey.from_private_bytes(path.read_bytes()))
+            except FileNotFoundError:
+                write_new(path, Ed25519PrivateKey.generate().private_bytes_raw())
 
     def proof(self, connect: Mapping[str, Any], challenge: Mapping[str, Any]) -> dict[str, Any]:
         """The `device` member that answers `challenge` for these `connect` params: the v3 payload, signed."""

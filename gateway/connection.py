@@ -72,6 +72,8 @@ class Connection:
         """The socket is gone, and nothing of this connection runs any more."""
         self.id = str(uuid4())
         self.actor = caller.address
+        self.device: str | None = None
+        self._by_secret = False
         self.scopes: frozenset[str] = frozenset()
         self.outbox = Outbox()
         self.reads = False
@@ -86,6 +88,11 @@ class Connection:
     def unknown(self) -> bool:
         """It has not been let in yet."""
         return self._session.state in (State.NEW, State.CONNECT, State.DECIDING)
+
+    @property
+    def by_secret(self) -> bool:
+        """It stands on the gateway's own secret, or what it stands on is being decided."""
+        return self._by_secret or self._session.state is State.DECIDING
 
     async def serve(self, nursery: trio.Nursery) -> bool:
         """Talk until either side closes; whether the peer was stopped in the middle of what it sends. `nursery` is this
@@ -122,8 +129,11 @@ class Connection:
             self._services.log.info("client left", **self._who(), scopes=self._granted, seconds=seconds, **about)
         elif self._close is not None and not self._told:
             if (error := self._close.error) is not None:
+                about |= {"cause": (error.details or {}).get("code", error.code)}
                 about |= {"reason": error.message, "details": error.details}
-            self._services.log.refusal("refused a connect", **about, **self._who())
+            who = self._who()
+            who["clientId"] = who.pop("client", None)
+            self._services.log.refusal("refused a connect", **about, **who, locality=self._caller.locality)
 
     def _who(self) -> dict[str, Any]:
         """The client, as the log names it."""
@@ -160,6 +170,7 @@ class Connection:
 
     async def _authenticate(self, params: ConnectParams, nursery: trio.Nursery) -> None:
         log = self._services.log
+        self.device = params.device.id if params.device else None
         with contain(log, "a connect failed by our own fault", failed=lambda _: self.close(1011, "internal error")):
             try:
                 decision = await self._door.admit(params, self._caller, nonce=self._session.nonce)
@@ -174,10 +185,11 @@ class Connection:
 
     async def _welcome(self, params: ConnectParams, admitted: Admit, nursery: trio.Nursery) -> None:
         hello = await hello_ok(self._services, self.id, admitted, auth_mode=self._door.mode)
-        if self._session.state is not State.DECIDING:
-            return  # it took too long, and the close is on its way
+        if self._session.state is not State.DECIDING or self._close is not None:
+            return  # it took too long, or what it stood on was taken back, and the close is on its way
         self._transport.cap(None)
         self._granted = admitted.scopes
+        self._by_secret = admitted.method != "device-token" or bool(admitted.token and admitted.token.issuer)
         self.scopes = effective(admitted.scopes)
         self.reads = READ in self.scopes
         self.scoped = "session-scoped-events" in params.caps
@@ -192,7 +204,7 @@ class Connection:
         self._services.fanout.join(self)
         nursery.start_soon(self._keep_alive, nursery, name="keep-alive")
         if self._services.presence.connected(
-            self.id, params.client, scopes=admitted.scopes, address=self._caller.address
+            self.id, params.client, scopes=admitted.scopes, address=self._caller.address, device=self.device
         ):
             self._services.broadcast_presence()
         self._since = trio.current_time()

@@ -9,6 +9,7 @@ from uuid import uuid4
 import msgspec
 import trio
 
+from triops.gateway.approvals import Announcer
 from triops.gateway.auth import AuthMode, Matches, SharedAuth, check_shared, offers_secret, unauthorized
 from triops.gateway.devices import verify_proof
 from triops.gateway.errors import WireError
@@ -24,9 +25,11 @@ from triops.gateway.locality import (
     normalise_address,
     single_header,
 )
-from triops.gateway.pairing import PENDING_TTL_MS, Admit, Facts, PairedDevice, PendingPairing, Refuse, decide
+from triops.gateway.pairing import Admit, Facts, PendingPairing, Refuse, decide
+from triops.gateway.records import load_device, load_pending, save_device, save_pending
+from triops.gateway.remedies import remedied
 from triops.gateway.schema.connect import ConnectParams, Credentials
-from triops.gateway.scopes import ADMIN, SCOPES, parse_cap
+from triops.gateway.scopes import ADMIN, SCOPES, covers, parse_cap
 from triops.runtime.clock import Clock
 from triops.runtime.logs import Log
 from triops.runtime.secrets import Secret
@@ -78,20 +81,28 @@ class Door:
         store: Store,
         clock: Clock,
         log: Log,
+        announcer: Announcer,
+        auto_approve_local: bool,
     ) -> None:
         self.mode: AuthMode = mode
         self.port = 0
         """The real one, once it is open."""
-        self._matches: Matches | None = secret.matches if secret is not None else None
-        self._generation = (
-            "" if secret is None else hashlib.sha256(b"generation:" + secret.reveal().encode()).hexdigest()
-        )
         self._allowed_origins = allowed_origins
         self._bind_host = bind_host
         self._store = store
         self._clock = clock
         self._log = log
-        guessable = mode == "password" or secret is None or len(secret.reveal()) < LONG_TOKEN
+        self._announcer = announcer
+        self._auto_approve_local = auto_approve_local
+        self.change_secret(secret)
+
+    def change_secret(self, secret: Secret | None) -> None:
+        """From now on compare with `secret`; what was proven by another one is its connections' business."""
+        self._matches: Matches | None = secret.matches if secret is not None else None
+        self._generation = (
+            "" if secret is None else hashlib.sha256(b"generation:" + secret.reveal().encode()).hexdigest()
+        )
+        guessable = self.mode == "password" or secret is None or len(secret.reveal()) < LONG_TOKEN
         self._limiter = AuthLimiter(trio.current_time, guessable=guessable)
 
     def check_head(self, caller: Caller) -> None:
@@ -121,16 +132,21 @@ class Door:
                 local_pages=self.mode != "none",
             )
         except WireError as error:
-            self._tell("refused a request", error, caller)
+            self._refused("refused a request", error, caller)
             raise
 
-    def _tell(self, message: str, error: WireError, caller: Caller, **about: Any) -> None:
-        shape = error.shape
+    def _refused(self, message: str, error: WireError, caller: Caller, **about: Any) -> None:
+        """Give a refusal its remedy, and log it."""
+        shape = error.shape = remedied(error.shape)
+        details = shape.details or {}
         self._log.refusal(
             message,
+            cause=details.get("code", shape.code),
             reason=shape.message,
             details=shape.details,
             **about,
+            requestId=details.get("requestId"),
+            locality=caller.locality,
             peer=caller.address,
             host=caller.host,
             origin=caller.origin,
@@ -157,8 +173,9 @@ class Door:
         except WireError as error:
             decision = Refuse(error=error, close_reason=str(error))
         if isinstance(decision, Refuse):
-            client = params.client
-            self._tell("refused a connect", decision.error, caller, client=client.id, mode=client.mode)
+            client, device = params.client, params.device and params.device.id
+            about = {"clientId": client.id, "mode": client.mode, "deviceId": device}
+            self._refused("refused a connect", decision.error, caller, **about)
             await trio.sleep(delay)
         return decision
 
@@ -175,6 +192,7 @@ class Door:
             has_origin=caller.origin is not None,
             shared=shared,
             scope_cap=None if cap is None else parse_cap(cap),
+            auto_approve_local=self._auto_approve_local,
             secret_generation=self._generation,
             now_ms=now,
             new_token=Secret(secrets.token_urlsafe(32)),
@@ -183,7 +201,8 @@ class Door:
         if params.device is None:
             return decide(facts)
         key = verify_proof(params, params.device, nonce=nonce, now_ms=now)
-        decision = await self._store.write(lambda db: _decide_with_records(db, facts, key))
+        decided = await self._store.write(lambda db: decide_with_records(db, facts, key), then=self._announce)
+        decision = decided.decision
         if isinstance(decision, Admit) and decision.device is not None and decision.device.approved_at_ms == now:
             self._log.info(
                 "approved a device of this machine",
@@ -194,6 +213,13 @@ class Door:
                 peer=caller.address,
             )
         return decision
+
+    def _announce(self, decided: "_Decided") -> None:
+        admitted = isinstance(decided.decision, Admit)
+        if decided.settled is not None:
+            self._announcer.resolved(decided.settled, "approved" if admitted else "rejected")
+        if decided.requested is not None:
+            self._announcer.requested(decided.requested)
 
     async def authorise(self, caller: Caller) -> frozenset[str]:
         """The scopes of a plain HTTP request, by its bearer token or password.
@@ -221,7 +247,7 @@ class Door:
             return frozenset(SCOPES)
         except WireError as error:
             refused = error
-        self._tell("refused a request", refused, caller)
+        self._refused("refused a request", refused, caller)
         await trio.sleep(delay)
         raise refused
 
@@ -236,33 +262,37 @@ class Door:
                 return
             delay = attempt.failed() if offered else 0.0
         error = WireError("INVALID_REQUEST", "Unauthorized", details={"code": "AUTH_HOOK_TOKEN_MISMATCH"})
-        self._tell("refused a hook", error, caller)
+        self._refused("refused a hook", error, caller)
         await trio.sleep(delay)
         raise error
 
 
-_decode_device = msgspec.json.Decoder(PairedDevice, dec_hook=lambda kind, value: kind(value)).decode
-_decode_pending = msgspec.json.Decoder(PendingPairing).decode
-_encode = msgspec.json.Encoder(enc_hook=lambda value: value.reveal()).encode
+class _Decided(msgspec.Struct, frozen=True):
+    decision: Admit | Refuse
+    settled: PendingPairing | None = None
+    """The request that this ends: approved with it, or replaced by another."""
+    requested: PendingPairing | None = None
+    """The request that is new."""
 
 
-def _decide_with_records(db: Db, facts: Facts, public_key: str) -> Admit | Refuse:
+def decide_with_records(db: Db, facts: Facts, public_key: str) -> _Decided:
     """Read the device's records, decide, and write what follows: one transaction, so that two connects cannot cross."""
     assert facts.params.device is not None
-    device_id = facts.params.device.id
-    record, request = devices.device(db, device_id), devices.pending(db, device_id)
-    facts = msgspec.structs.replace(
-        facts,
-        public_key=public_key,
-        device=_decode_device(record) if record else None,
-        pending=_decode_pending(request) if request else None,
-    )
-    decision = decide(facts)
-    now = facts.now_ms
-    if isinstance(decision, Admit) and decision.device is not None:
-        devices.pair(db, device_id, _encode(decision.device).decode(), now)
-    elif isinstance(decision, Refuse) and decision.pending is not None:
-        asked = decision.pending
-        text = _encode(asked).decode()
-        devices.ask(db, asked.request_id, device_id, text, asked.ts, expired=now - PENDING_TTL_MS)
-    return decision
+    device_id, now = facts.params.device.id, facts.now_ms
+    device, pending = load_device(db, device_id), load_pending(db, device_id)
+    decision = decide(msgspec.structs.replace(facts, public_key=public_key, device=device, pending=pending))
+    if isinstance(decision, Admit):
+        if decision.device is None:
+            return _Decided(decision)
+        save_device(db, decision.device)
+        approved = decision.device.approved_at_ms == now
+        if pending is None or not approved or not covers(decision.device.scopes, pending.scopes):
+            return _Decided(decision)
+        devices.settle(db, device_id)
+        return _Decided(decision, settled=pending)
+    if decision.pending is None:
+        return _Decided(decision)
+    save_pending(db, decision.pending, now=now)
+    if pending is not None and pending.request_id == decision.pending.request_id:
+        return _Decided(decision)
+    return _Decided(decision, settled=pending, requested=decision.pending)

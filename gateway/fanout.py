@@ -16,6 +16,7 @@ from triops.gateway.frames import EncodedEvent, encode_event
 from triops.gateway.outbox import Delta, Outbox
 from triops.gateway.schema.events import AgentEvent, ChatEvent
 from triops.gateway.schema.sessions import SessionRow
+from triops.gateway.scopes import READ
 from triops.runtime.bus import Bus
 from triops.runtime.events import (
     CronEvent,
@@ -48,6 +49,7 @@ class Audience(Protocol):
 
     id: str
     outbox: Outbox
+    scopes: frozenset[str]
     reads: bool
     """It has the scope `operator.read`."""
     all_sessions: bool
@@ -112,11 +114,10 @@ class Fanout:
                 for run_id in [run_id for run_id in self._late if self._streams[run_id].due <= now]:
                     self._flush(self._streams[run_id])
 
-    def broadcast(self, name: str, payload: Any, *, state_version: Any = None, reads: bool = False) -> None:
-        """An event of the gateway's own for everybody (`reads`: everybody who may read)."""
-        self._send(
-            encode_event(name, payload, state_version=state_version), (c for c in self._all() if c.reads or not reads)
-        )
+    def broadcast(self, name: str, payload: Any, *, state_version: Any = None, scope: str | None = None) -> None:
+        """An event of the gateway's own for everybody, or for those with `scope`."""
+        event = encode_event(name, payload, state_version=state_version)
+        self._send(event, (c for c in self._all() if scope is None or scope in c.scopes))
 
     # -- what the runtime tells ------------------------------------------------------------------------------------
 
@@ -149,11 +150,11 @@ class Fanout:
             case SessionChanged():
                 self._changed(event)
             case CronEvent(payload=payload):
-                self.broadcast("cron", payload, reads=True)
+                self.broadcast("cron", payload, scope=READ)
             case HeartbeatEvent(payload=payload):
                 self.broadcast("heartbeat", payload)
             case ModelsChanged():
-                self.broadcast("chat.metadata.changed", {}, reads=True)
+                self.broadcast("chat.metadata.changed", {}, scope=READ)
             case _:
                 assert_never(event)
 

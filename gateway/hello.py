@@ -35,6 +35,8 @@ EVENTS = (
     "health",
     "heartbeat",
     "cron",
+    "device.pair.requested",
+    "device.pair.resolved",
 )
 
 

@@ -130,9 +130,9 @@ def _split_origin(origin: str) -> tuple[str, str]:
 def _authority(text: str | None, default_port: int) -> tuple[str, int]:
     """Name and port of `host[:port]`; an empty name for what is not exactly that."""
     match = _AUTHORITY.fullmatch((text or "").lower())
-    if match is None:
+    if match is None or (port := int(match[2] or default_port)) > 65535:
         return "", 0
-    return match[1].strip("[]"), int(match[2] or default_port)
+    return match[1].strip("[]"), port
 
 
 def _origin_refused(reason: str) -> WireError:

@@ -40,6 +40,8 @@ class Subscriber(Peer, Protocol):
     all_sessions: bool
     session_keys: set[str]
     tool_events: bool
+    device: str | None
+    """The device that it proved to be."""
     since: int
     """When it was let in, in milliseconds: what ended before, it cannot have heard."""
 
@@ -102,6 +104,15 @@ class Method(msgspec.Struct, frozen=True):
 
 METHODS: dict[str, Method] = {}
 
+NODE_METHODS = frozenset(
+    (
+        *(f"node.{name}" for name in ("event", "invoke.progress", "invoke.result", "skills.update")),
+        *(f"node.{name}" for name in ("pending.ack", "pending.drain", "pending.pull")),
+        *("node.pluginSurface.refresh", "node.pluginTools.update", "skills.bins"),
+    )
+)
+"""What only a connection of role `node` may call; there are none here."""
+
 
 def method(name: str, *, scope: str | None, control_plane: bool = False) -> Callable[[Handler], Handler]:
     """Enter the decorated coroutine `(call, params: SomeStruct) -> payload` as method `name`."""
@@ -130,6 +141,8 @@ async def dispatch(call: Call, request: Request) -> Any:
     """
     entry = METHODS.get(request.method)
     if entry is None:
+        if request.method in NODE_METHODS:
+            raise WireError("INVALID_REQUEST", "unauthorized role: operator")
         raise WireError("INVALID_REQUEST", f"unknown method: {request.method}")
     if entry.scope is not None:
         require_scope(entry.scope, call.peer.scopes)

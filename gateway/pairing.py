@@ -52,6 +52,8 @@ class PairedDevice(msgspec.Struct, frozen=True, kw_only=True):
     platform: str
     device_family: str | None = None
     display_name: str | None = None
+    operator_label: str | None = None
+    """What operators call it."""
     roles: tuple[str, ...]
     scopes: tuple[str, ...]
     """The approved ones: no token and no connection goes beyond them, save the local backend's shared secret."""
@@ -113,7 +115,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Admit(msgspec.Struct, frozen=True, kw_only=True):
-    """Let in. `device` is to be stored and ends the device's pending request; `token` goes into `hello-ok`."""
+    """Let in. `device` is to be stored, and ends the device's pending request if it covers that; `token` goes into
+    `hello-ok`."""
 
     method: AuthMethod
     role: str
@@ -273,6 +276,7 @@ def _approved(facts: Facts, device: PairedDevice | None, requested: tuple[str, .
         platform=client.platform,
         device_family=client.device_family,
         display_name=client.display_name or (device and device.display_name),
+        operator_label=device and device.operator_label,
         roles=_union(device.roles if device else (), ("operator",)),
         scopes=_union(device.scopes if device else (), requested),
         tokens=device.tokens if device else (),
@@ -341,15 +345,10 @@ def _held(facts: Facts, device: PairedDevice | None, reason: Reason, requested: 
 
 def _pending(facts: Facts, device: PairedDevice | None, requested: tuple[str, ...]) -> PendingPairing:
     """The device's live request if it covers this one, refreshed; else a new one in its place."""
-    client, proof, live = facts.params.client, facts.params.device, facts.pending
+    client, proof = facts.params.client, facts.params.device
     assert proof is not None and facts.public_key is not None
-    if (
-        live is not None
-        and facts.now_ms < live.ts + PENDING_TTL_MS
-        and live.public_key == facts.public_key
-        and covers(live.scopes, requested)
-    ):
-        return msgspec.structs.replace(live, ts=facts.now_ms)
+    if (live := _refreshed(facts.pending, facts.public_key, requested, facts.now_ms)) is not None:
+        return live
     return PendingPairing(
         request_id=facts.new_request_id,
         device_id=proof.id,
@@ -366,6 +365,38 @@ def _pending(facts: Facts, device: PairedDevice | None, requested: tuple[str, ..
         is_repair=device is not None,
         ts=facts.now_ms,
     )
+
+
+def upgrade(
+    device: PairedDevice, pending: PendingPairing | None, scopes: tuple[str, ...], *, now: int, new_id: str
+) -> PendingPairing:
+    """The request of a paired device for `scopes`: the one that waits if it covers them, else a new one."""
+    if (live := _refreshed(pending, device.public_key, scopes, now)) is not None:
+        return live
+    return PendingPairing(
+        request_id=new_id,
+        device_id=device.device_id,
+        public_key=device.public_key,
+        display_name=device.display_name,
+        platform=device.platform,
+        device_family=device.device_family,
+        client_id=device.client_id,
+        client_mode=device.client_mode,
+        role="operator",
+        roles=("operator",),
+        scopes=_union(scopes, ()),
+        remote_ip=device.remote_ip,
+        is_repair=True,
+        ts=now,
+    )
+
+
+def _refreshed(
+    live: PendingPairing | None, public_key: str, requested: tuple[str, ...], now: int
+) -> PendingPairing | None:
+    if live is None or now >= live.ts + PENDING_TTL_MS or live.public_key != public_key:
+        return None
+    return msgspec.structs.replace(live, ts=now) if covers(live.scopes, requested) else None
 
 
 def _backend(facts: Facts, method: AuthMethod | None) -> bool:

@@ -33,7 +33,15 @@ class Presence:
         }
         self.version = 1
 
-    def connected(self, connection_id: str, client: ClientInfo, *, scopes: tuple[str, ...], address: str) -> bool:
+    def connected(
+        self,
+        connection_id: str,
+        client: ClientInfo,
+        *,
+        scopes: tuple[str, ...],
+        address: str,
+        device: str | None = None,
+    ) -> bool:
         """Note a client that said hello; False for those that are not tracked."""
         if client.mode in UNTRACKED:
             return False
@@ -53,6 +61,7 @@ class Presence:
             reason="connect",
             text=f"{name} · mode {client.mode}",
             online_since=now,
+            device_id=device,
             roles=("operator",),
             scopes=scopes,
             instance_id=client.instance_id,

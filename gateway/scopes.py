@@ -7,6 +7,7 @@ from triops.gateway.errors import WireError
 ADMIN = "operator.admin"
 READ = "operator.read"
 WRITE = "operator.write"
+PAIRING = "operator.pairing"
 
 SCOPES = (
     ADMIN,
@@ -16,7 +17,7 @@ SCOPES = (
     "operator.sessions.write",
     "operator.approvals",
     "operator.questions",
-    "operator.pairing",
+    PAIRING,
     "operator.talk",
     "operator.talk.secrets",
 )

@@ -50,6 +50,7 @@ class Gateway:
         self._accepting = trio.CancelScope()
         self._over = trio.Event()
         self._connections: set[Connection] = set()
+        services.sockets = self._connections
         self._strangers: list[str] = []
         """Addresses of sockets on their way to being one, or that asked over HTTP and have shown no secret."""
         self._answers: set[trio.Event] = set()
@@ -256,7 +257,10 @@ async def open_gateway(
         store=runtime.store,
         clock=runtime.clock,
         log=services.log,
+        announcer=services.announcer,
+        auto_approve_local=gateway_config.nodes.pairing.auto_approve_local,
     )
+    services.change_secret = door.change_secret
     gateway = Gateway(services, door, grace=grace)
     services.listening = [_address(*listener.socket.getsockname()[:2]) for listener in listeners]
     door.port = listeners[0].socket.getsockname()[1]

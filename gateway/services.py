@@ -1,18 +1,39 @@
 """What every connection and request shares: the runtime below, the fan-out, presence, counters. No logic."""
 
+from collections.abc import Callable, Collection
 from functools import partial
+from typing import Protocol
 
 import trio
 
 from triops.gateway.admission import Parking, WriteLimiter
+from triops.gateway.approvals import Announcer
 from triops.gateway.deliveries import Deliveries
 from triops.gateway.fanout import Fanout
 from triops.gateway.feeds import Feeds
 from triops.gateway.frames import StateVersion
 from triops.gateway.presence import Presence
 from triops.gateway.rows import session_row
+from triops.gateway.scopes import READ
 from triops.runtime.compose import Runtime
 from triops.runtime.logs import Log
+from triops.runtime.secrets import Secret
+
+INVALIDATED = 4001  # close code: what the connection stood on holds no more
+
+
+class Socket(Protocol):
+    """A WebSocket, from its upgrade on."""
+
+    device: str | None
+    """The device that it proved, or is about to prove, to be."""
+
+    @property
+    def by_secret(self) -> bool:
+        """It stands on the gateway's own secret, or may be about to."""
+        ...
+
+    def close(self, code: int, reason: str) -> None: ...
 
 
 class Services:
@@ -29,6 +50,15 @@ class Services:
         self.parking = Parking()
         self.feeds = Feeds()
         self.deliveries = Deliveries(runtime, self.log)
+        self.announcer = Announcer(
+            lambda name, payload, scope: self.fanout.broadcast(name, payload, scope=scope), runtime.clock
+        )
+        self.sockets: Collection[Socket] = ()
+        """All of them."""
+        self.follows: set[trio.CancelScope] = set()
+        """Streams over HTTP that have no end of their own; they stand on the gateway's secret."""
+        self.change_secret: Callable[[Secret], None] = lambda _: None
+        """The door's."""
         self.started_at = runtime.clock()
         self.listening: list[str] = []
         """Addresses, once the port is open."""
@@ -41,7 +71,13 @@ class Services:
     def broadcast_presence(self) -> None:
         """Tell those who may read who is here now."""
         payload = {"presence": self.presence.entries()}
-        self.fanout.broadcast("presence", payload, state_version=self.state_version(), reads=True)
+        self.fanout.broadcast("presence", payload, state_version=self.state_version(), scope=READ)
+
+    def invalidate(self, device_id: str, why: str) -> None:
+        """Close a device's connections, for what they stand on was taken back."""
+        for socket in list(self.sockets):
+            if socket.device == device_id:
+                socket.close(INVALIDATED, f"client invalidated: {why}")
 
     def state_version(self) -> StateVersion:
         """The counters that ride on `presence` and `health`."""

@@ -25,6 +25,7 @@ from triops.gateway.frames import (
     encode_event,
     encode_response,
 )
+from triops.gateway.remedies import remedied
 from triops.gateway.schema.connect import (
     MIN_NODE_PROTOCOL,
     MIN_PROBE_PROTOCOL,
@@ -215,8 +216,8 @@ class GatewaySession:
     def _refuse(self, id: str, error: WireError, code: int = POLICY, reason: str | None = None) -> list[Action]:
         if self.state is State.CLOSING:
             return []
-        said = str(error) if reason is None else reason
-        return [Send(encode_error(id, error.shape)), *self._close(code, said, error.shape)]
+        said, shape = str(error) if reason is None else reason, remedied(error.shape)
+        return [Send(encode_error(id, shape)), *self._close(code, said, shape)]
 
     def _close(self, code: int, reason: str, error: ErrorShape | None = None) -> list[Action]:
         was, _ = self.state, self._step(Input.ENDED)

@@ -71,6 +71,20 @@ class HttpConfig(msgspec.Struct, frozen=True, rename="camel"):
     """The APIs that OpenAI's clients speak."""
 
 
+class PairingConfig(msgspec.Struct, frozen=True, rename="camel"):
+    """How devices are let in."""
+
+    auto_approve_local: bool = True
+    """Programs of this machine with the gateway's secret need nobody's approval."""
+
+
+class NodesConfig(msgspec.Struct, frozen=True, rename="camel"):
+    """Devices; OpenClaw keeps these settings with those of its nodes."""
+
+    pairing: PairingConfig = PairingConfig()
+    """How they are let in."""
+
+
 class GatewayConfig(msgspec.Struct, frozen=True, rename="camel"):
     """Where the gateway listens."""
 
@@ -86,6 +100,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, rename="camel"):
     """The web client."""
     http: HttpConfig = HttpConfig()
     """Plain HTTP on the same port."""
+    nodes: NodesConfig = NodesConfig()
+    """Devices of other machines."""
     tailscale: TailscaleConfig = TailscaleConfig()
     """Must be off."""
 

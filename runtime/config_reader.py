@@ -52,12 +52,14 @@ class ConfigError(Exception):
 UNUSED: dict[type, str] = {
     c.Config: "$schema meta auth bindings session commands memory channels skills plugins mcp browser ui"
     " discovery update talk acp wizard worktreeRoot audit telemetry secrets tts approvals",
-    c.GatewayConfig: "mode roles trustedProxies allowRealIpFallback publicOrigin remote nodes reload tls terminal"
+    c.GatewayConfig: "mode roles trustedProxies allowRealIpFallback publicOrigin remote reload tls terminal"
     " push cliAgents",
     c.AuthConfig: "allowTailscale identityScopes rateLimit trustedProxy",
     c.ControlUiConfig: "enabled basePath root embedSandbox allowExternalEmbedUrls environment communityInvite"
     " dangerouslyAllowHostHeaderOriginFallback allowInsecureAuth dangerouslyDisableDeviceAuth",
     c.TailscaleConfig: "resetOnExit",
+    c.NodesConfig: "browser commands allowCommands denyCommands",
+    c.PairingConfig: "autoApproveCidrs sshVerify",
     c.AgentsConfig: "ownership",
     c.AgentDefaults: "cwd repoRoot utilityModel imageModel pdfModel mediaModels modelSelectionScope params"
     " thinkingDefault fastModeDefault verboseDefault reasoningDefault elevatedDefault toolProgressDetail mediaMaxMb"

@@ -55,6 +55,11 @@ class Paths(msgspec.Struct, frozen=True):
         return self.state / "gateway.token"
 
     @property
+    def identity(self) -> Path:
+        """The gateway's own Ed25519 key."""
+        return self.state / "gateway.key"
+
+    @property
     def discovery(self) -> Path:
         """Where a running gateway says how to reach it."""
         return self.state / "gateway.json"
@@ -87,7 +92,7 @@ def prepare_state(paths: Paths) -> tuple[str, ...]:
     """
     warnings = [private_folder(paths.state), private_folder(paths.logs)]
     database = [paths.database.with_name(paths.database.name + suffix) for suffix in ("", "-wal", "-shm")]
-    for file in (paths.token, paths.discovery, paths.lock, *database):
+    for file in (paths.token, paths.identity, paths.discovery, paths.lock, *database):
         warnings.append(_narrow(file, FILE_MODE))
     # A configuration that root owns is an administrator's or an immutable store's: whom we must trust anyway.
     warnings.append(_narrow(paths.config, FILE_MODE, or_root=True))

@@ -3,9 +3,13 @@
 import hashlib
 import hmac
 import secrets
-from typing import Never
+from typing import TYPE_CHECKING, Never
 
-from triops.runtime.paths import Paths, StateError, write_new
+from triops.runtime.errors import Invalid
+from triops.runtime.paths import Paths, StateError, replace_private, write_new
+
+if TYPE_CHECKING:
+    from triops.runtime.config import AuthConfig
 
 REDACTED = "__OPENCLAW_REDACTED__"
 """What stands for a secret in everything that leaves the process; the protocol's mark."""
@@ -78,6 +82,30 @@ def read_token(paths: Paths) -> Secret | None:
     if not text:
         raise StateError(f"{paths.token} is empty; delete it and a new token is made at the next start")
     return Secret(text)
+
+
+def require_token_file(auth: "AuthConfig", paths: Paths) -> None:
+    """Refuse to change a token that does not lie in the token file.
+
+    Raises:
+        Invalid: says where it is changed.
+    """
+    if auth.mode != "token":
+        raise Invalid(f"gateway.auth.mode is {auth.mode!r}: there is no token to change")
+    if auth.token is not None:
+        place = f"gateway.auth.token in {paths.config}, or TRIOPS_GATEWAY_TOKEN"
+        raise Invalid(f"the token is set by {place}: change it there and restart the gateway")
+
+
+def replace_token(paths: Paths) -> Secret:
+    """Put a new random token in the place of the old one.
+
+    Raises:
+        StateError: it cannot be written.
+    """
+    token = Secret(secrets.token_urlsafe(32))
+    replace_private(paths.token, f"{token.reveal()}\n".encode())
+    return token
 
 
 def load_or_create_token(paths: Paths) -> Secret:

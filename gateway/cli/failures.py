@@ -37,6 +37,17 @@ class Failure(Exception):
         self.error: dict[str, Any] = {**told, "message": message} | ({"hint": hint} if hint else {})
 
 
+def remedy_of(details: Any) -> str:
+    """What to do about a refusal: what this command lacks, and what the gateway says."""
+    found = cast("dict[str, str]", details) if isinstance(details, dict) else {}
+    told = found.get("remediationHint", "")
+    code = str(found.get("code"))
+    about_secret = code.startswith(("AUTH_", "DEVICE_IDENTITY_"))
+    if about_secret and code not in ("AUTH_RATE_LIMITED", "AUTH_SCOPE_MISMATCH"):
+        return f"{AUTH_HINT} {told}".strip()
+    return told
+
+
 def failure_of(error: BaseException) -> Failure:
     """What to say of an exception; one that nobody foresaw is raised again, with its traceback."""
     if isinstance(error, Failure):
@@ -44,7 +55,7 @@ def failure_of(error: BaseException) -> Failure:
     from triops.gateway.client import GatewayClosed, GatewayError
     from triops.gateway.server import PortTaken
     from triops.runtime.config_reader import ConfigError
-    from triops.runtime.errors import Unavailable
+    from triops.runtime.errors import Invalid, Unavailable
     from triops.runtime.instance import InstanceRunning
     from triops.runtime.paths import StateError
 
@@ -56,17 +67,14 @@ def failure_of(error: BaseException) -> Failure:
             return first
         case GatewayError():
             told = {"code": first.code, "details": first.details, "retryable": first.retryable}
-            given: Any = first.details
-            details = cast("dict[str, object]", given) if isinstance(given, dict) else {}
-            is_auth = str(details.get("code")).startswith(("AUTH_", "DEVICE_IDENTITY_")) and not first.retryable
-            return Failure(first.message, AUTH_HINT if is_auth else "", error=told)
+            return Failure(first.message, remedy_of(first.details), error=told)
         case GatewayClosed():
             return Failure(str(first), START_HINT, error={"code": "CLOSED", "closeCode": first.code})
         case InstanceRunning():
             return Failure(str(first), code=Exit.RUNNING)
         case PortTaken():
             return Failure(str(first), code=Exit.PORT_TAKEN)
-        case StateError() | ConfigError() | Unavailable():
+        case StateError() | ConfigError() | Invalid() | Unavailable():
             return Failure(str(first), code=Exit.CONFIG)
         case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG | errno.EIO):
             return Failure(f"cannot write {first.filename or 'the output'}: {first.strerror}")

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from triops.gateway.cli.failures import Exit, Failure
+from triops.gateway.cli.failures import START_HINT, Exit, Failure
 from triops.gateway.cli.output import json_option, json_text, parse_json, show, show_warnings
 from triops.gateway.cli.process import GRACEFUL, ask_to_end, is_running, spawn_detached
 from triops.gateway.cli.rpc import Gateway, gateway_options
 from triops.runtime.instance import Discovery, InstanceRunning, hold_instance
 from triops.runtime.paths import Paths, prepare_state
+from triops.runtime.secrets import read_token, replace_token, require_token_file
 
 if TYPE_CHECKING:
     import subprocess
@@ -157,3 +158,39 @@ def call(gateway: Gateway, method: str, params: str, wait: bool) -> int:
     payload = gateway.call(method, parse_json(params, "--params"), wait=wait)
     click.echo(json_text(payload))
     return Exit.FAILED if wait and payload.get("status", "ok") != "ok" else Exit.OK
+
+
+@command.group(short_help="Show or change the gateway's token.")
+def token() -> None:
+    """The token by which programs of this machine prove themselves."""
+
+
+@token.command("show")
+@json_option
+def token_show() -> None:
+    """Print the token."""
+    gateway = Gateway()
+    auth = gateway.load_configuration().config.gateway.auth
+    if auth.mode != "token":
+        raise Failure(f"gateway.auth.mode is {auth.mode!r}: there is no token", "See: triops connect-info")
+    secret = auth.token or read_token(gateway.paths)
+    if secret is None:
+        raise Failure("there is no token yet; the first start makes it", START_HINT)
+    show({"token": secret.reveal(), "tokenFile": None if auth.token else str(gateway.paths.token)}, secret.reveal())
+
+
+@token.command("rotate")
+@json_option
+def token_rotate() -> None:
+    """Make a new token. Programs that read the token file go on with it; connections with the old one are closed."""
+    gateway = Gateway()
+    paths = gateway.paths
+    if gateway.discovery is not None:
+        gateway.call("gateway.token.rotate", {})
+    else:
+        require_token_file(gateway.load_configuration().config.gateway.auth, paths)
+        prepare_state(paths)
+        with hold_instance(paths):  # no gateway starts with the old one meanwhile
+            replace_token(paths)
+    words = f"The new token lies in {paths.token}; the old one opens nothing any more."
+    show({"rotated": True, "tokenFile": str(paths.token)}, f"{words}\nTo see it: triops gateway token show")

@@ -21,11 +21,13 @@ COMMANDS = {
     "gateway": "Run, start, stop, look at and call the gateway.",
     "cron": "Add, list, run and remove scheduled jobs.",
     "sessions": "List sessions and send to them.",
+    "devices": "List, let in and shut out devices.",
+    "connect-info": "Show what a program or a phone needs to connect.",
     "models": "List models, and add the demonstration model.",
     "logs": "Show what the gateway logged.",
     "bench": "Measure what a person waits for.",
 }
-"""Name of the command and of its module here, and what it is for."""
+"""Name of the command, which is its module's with `-` for `_`, and what it is for."""
 
 
 class LazyGroup(click.Group):
@@ -37,7 +39,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        return importlib.import_module(f"triops.gateway.cli.{cmd_name}").command
+        return importlib.import_module(f"triops.gateway.cli.{cmd_name.replace('-', '_')}").command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

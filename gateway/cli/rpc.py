@@ -14,7 +14,7 @@ from urllib.parse import quote, urlsplit
 
 import click
 
-from triops.gateway.cli.failures import AUTH_HINT, START_HINT, Exit, Failure
+from triops.gateway.cli.failures import AUTH_HINT, START_HINT, Exit, Failure, remedy_of
 from triops.gateway.cli.output import json_option
 from triops.runtime.instance import Discovery, read_discovery
 from triops.runtime.paths import Paths, locate
@@ -155,7 +155,9 @@ def _refused(status: int, body: Any) -> Failure:
     error: dict[str, Any] = {"code": f"HTTP_{status}", "status": status} | fields
     hint = ""
     if status == 401:
-        hint = AUTH_HINT
+        hint = remedy_of(error.get("details")) or AUTH_HINT
+    elif remedy := remedy_of(error.get("details")):
+        hint = remedy
     elif error.get("retryable"):
         hint = f"Try again in {max(1, round((error.get('retryAfterMs') or 1000) / 1000))} s."
     return Failure(str(error.get("message") or f"HTTP {status}"), hint, error=error)

@@ -3,12 +3,14 @@
 Every route but the probes needs the bearer, hooks their own; all of them go through the same methods as the WebSocket.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 from uuid import uuid4
 
 import msgspec
+import trio
 
 from triops.gateway.door import Caller, Door, caller_of
 from triops.gateway.errors import ErrorShape, WireError, error_shape
@@ -113,6 +115,7 @@ class Routes:
     ) -> HttpResponse | None:
         """The response to one request: the request boundary of plain HTTP."""
         answers: list[Any] = []
+        payload: Any = None
         try:
             with self._services.parking.place() as park:
                 final = "wait=" in head.query
@@ -122,7 +125,9 @@ class Routes:
                 if final:
                     park()
                 call = Call(self._services, peer, answers.append, park=park, final=final)
-                payload = await route.handler(Asked(head, call, path, query, read_body(body, route), stream))
+                asked = Asked(head, call, path, query, read_body(body, route), stream)
+                with trio.CancelScope() as scope, self._follows(scope, route):
+                    payload = await route.handler(asked)
         except Exception as error:  # noqa: BLE001 - the request boundary
             log_id = uuid4().hex[:12]
             payload = error_shape(error, log_id=log_id)
@@ -130,11 +135,21 @@ class Routes:
                 self._services.log.error("a request failed by our own fault", path=head.path, id=log_id, error=error)
         if payload is ANSWERED:
             payload = answers[0]
-        if isinstance(payload, ErrorShape):
-            payload = refusal(payload, route.style)
         if payload is None and stream.begun:
             return None
+        if isinstance(payload, ErrorShape):
+            payload = refusal(payload, route.style)
         return self._told(head, peer, payload if isinstance(payload, HttpResponse) else HttpResponse(200, payload))
+
+    @contextmanager
+    def _follows(self, scope: trio.CancelScope, route: Route) -> Generator[None]:
+        """Whoever only listens is cut off when the secret changes; who asked for work gets it done."""
+        if route.streams and route.method == "GET":
+            self._services.follows.add(scope)
+        try:
+            yield
+        finally:
+            self._services.follows.discard(scope)
 
     def _told(self, head: Head, peer: HttpPeer, response: HttpResponse) -> HttpResponse:
         """`response`, after a refusal has left its line."""

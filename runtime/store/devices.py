@@ -9,20 +9,43 @@ def device(db: Db, device_id: str) -> str | None:
     return row[0] if row else None
 
 
+def every_device(db: Db) -> list[str]:
+    """The records of all paired devices."""
+    return [record for (record,) in db.execute("SELECT record FROM devices")]
+
+
 def pending(db: Db, device_id: str) -> str | None:
     """The pairing request of a device."""
     row = db.execute("SELECT request FROM pairing_requests WHERE device_id = ?", (device_id,)).fetchone()
     return row[0] if row else None
 
 
-def pair(db: Db, device_id: str, record: str, now: int) -> None:
-    """Store a device as approved; its pending request is settled by it."""
+def asked(db: Db, request_id: str) -> str | None:
+    """A pairing request by its own id."""
+    row = db.execute("SELECT request FROM pairing_requests WHERE request_id = ?", (request_id,)).fetchone()
+    return row[0] if row else None
+
+
+def every_pending(db: Db, *, expired: int) -> list[str]:
+    """The pairing requests from after `expired`."""
+    return [
+        request for (request,) in db.execute("SELECT request FROM pairing_requests WHERE created_at > ?", (expired,))
+    ]
+
+
+def save(db: Db, device_id: str, record: str, now: int) -> None:
+    """Store a paired device."""
     db.execute(
         "INSERT INTO devices (device_id, record, approved_at) VALUES (?, ?, ?)"
         " ON CONFLICT (device_id) DO UPDATE SET record = excluded.record",
         (device_id, record, now),
     )
-    db.execute("DELETE FROM pairing_requests WHERE device_id = ?", (device_id,))
+
+
+def remove(db: Db, device_id: str) -> None:
+    """Forget a device and what it asked for."""
+    db.execute("DELETE FROM devices WHERE device_id = ?", (device_id,))
+    settle(db, device_id)
 
 
 def ask(db: Db, request_id: str, device_id: str, request: str, now: int, *, expired: int) -> None:
@@ -32,3 +55,8 @@ def ask(db: Db, request_id: str, device_id: str, request: str, now: int, *, expi
         "INSERT INTO pairing_requests (request_id, device_id, request, created_at) VALUES (?, ?, ?, ?)",
         (request_id, device_id, request, now),
     )
+
+
+def settle(db: Db, device_id: str) -> None:
+    """Forget the pairing request of a device."""
+    db.execute("DELETE FROM pairing_requests WHERE device_id = ?", (device_id,))

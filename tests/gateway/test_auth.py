@@ -60,6 +60,7 @@ def test_mode_none_lets_in_this_machine_only() -> None:
     assert check_shared(Credentials(), "none", None, locality="direct_local") == SharedAuth("none")
     assert check_shared(Credentials(token="x"), "none", RIGHT, locality="remote") == SharedAuth()
     assert check_shared(Credentials(token="x"), "none", RIGHT, locality="proxied") == SharedAuth()
+    assert SharedAuth() == SharedAuth(None, "unauthorized", offered=False)
 
 
 def test_what_can_be_guessed_wrong_is_an_offer() -> None:

@@ -85,7 +85,7 @@ async def test_a_connect_that_is_not_even_decided_on_is_logged_once_and_whole(
         await trio.aclose_forcefully(socket.stream)
         await trio.testing.wait_all_tasks_blocked(0.01)
         (told,) = host.warnings()
-        assert (told.message, told.fields["reason"], told.fields.get("client")) == ("refused a connect", reason, client)
+        assert (told.message, told.fields["reason"], told.fields["clientId"]) == ("refused a connect", reason, client)
 
 
 async def test_who_comes_and_leaves_is_logged_with_how_long_and_why(tmp_path: Path, autojump_clock: Clock) -> None:

@@ -112,6 +112,15 @@ async def test_a_device_token_never_gets_more_than_it_was_given(tmp_path: Path, 
         assert narrow["auth"]["scopes"] == ["operator.read"]
 
 
+async def test_local_approval_is_switched_off_by_the_configuration(tmp_path: Path, device: DeviceIdentity) -> None:
+    config = ECHO | {"gateway": {"nodes": {"pairing": {"autoApproveLocal": False}}}}
+    async with open_test_gateway(tmp_path, config=config) as host:
+        with pytest.raises(Refused) as refused:
+            await connect(host, device)
+        assert refused.value.error["code"] == "NOT_PAIRED"
+        assert await connect(host, device, client="gateway-client", mode="backend"), "the backend is not paired"
+
+
 async def test_one_device_twice_at_once_is_one_record(tmp_path: Path, device: DeviceIdentity) -> None:
     async with open_test_gateway(tmp_path) as host, trio.open_nursery() as nursery:
         hellos: list[dict[str, Any]] = []

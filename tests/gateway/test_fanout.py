@@ -56,6 +56,7 @@ class Listener:
         self.id = name
         self.outbox = Outbox()
         self.reads: bool = settings.get("reads", True)
+        self.scopes = frozenset({"operator.read"} if self.reads else ())
         self.all_sessions: bool = settings.get("all_sessions", False)
         self.session_keys: set[str] = set(settings.get("keys", ()))
         self.scoped: bool = settings.get("scoped", False)

@@ -122,6 +122,7 @@ BAD_HOSTS = [
     "localhost:18789,localhost:18789",
     "localhost:١٨٧٨٩",
     "localhost:187890",
+    "localhost:99999",
     "localhost:18789:18789",
     "localhost.:18789",
     "localhost..:18789",

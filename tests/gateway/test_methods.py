@@ -19,6 +19,9 @@ ADVERTISED = {
     *("models.list", "wake", "health", "status", "channels.status", "config.get"),
     *("cron.add", "cron.list", "cron.get", "cron.run", "cron.runs", "cron.remove", "cron.status"),
     *("system-presence", "last-heartbeat", "logs.tail"),
+    *("device.pair.list", "device.pair.approve", "device.pair.reject", "device.pair.remove", "device.pair.rename"),
+    *("device.token.rotate", "device.token.revoke", "device.scopes.requestUpgrade", "device.scopes.waitUpgrade"),
+    *("gateway.identity.get", "gateway.token.rotate"),
 }
 
 STRANGE: list[Any] = [
@@ -80,7 +83,9 @@ def fields_of(name: str) -> tuple[str, ...]:
 def test_the_table_is_what_the_protocol_promises_and_each_scope_exists() -> None:
     assert set(METHODS) == ADVERTISED
     assert {entry.scope for entry in METHODS.values()} <= {None, *SCOPES}
-    assert {name for name, entry in METHODS.items() if entry.control_plane} == {"cron.add", "cron.remove", "cron.run"}
+    writes = {name for name, entry in METHODS.items() if entry.control_plane}
+    decisions = {name for name in METHODS if name.startswith(("device.pair.", "device.token."))} - {"device.pair.list"}
+    assert writes == {"cron.add", "cron.remove", "cron.run", "gateway.token.rotate"} | decisions
 
 
 @pytest.mark.slow
@@ -99,7 +104,7 @@ async def test_no_params_make_a_method_fail_by_our_own_fault(tmp_path: Path, nam
                 await client.send(json.dumps({"type": "req", "id": "x", "method": name, "params": params}))
                 frame = await client.until(lambda frame: frame["type"] == "res")
                 if not frame["ok"]:
-                    assert frame["error"]["code"] in ("INVALID_REQUEST", "UNAVAILABLE"), (params, frame)
+                    assert frame["error"]["code"] in ("INVALID_REQUEST", "UNAVAILABLE", "NOT_PAIRED"), (params, frame)
                 if frame["ok"] and name == "agent":
                     await client.until(lambda frame: frame["type"] == "res")
 

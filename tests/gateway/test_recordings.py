@@ -130,6 +130,10 @@ def comparable(frame: dict[str, Any]) -> dict[str, Any]:
     if payload.get("type") == "hello-ok":
         auth = {name: value for name, value in payload["auth"].items() if name != "issuedAtMs"}
         return {**frame, "payload": {"type": "hello-ok", "auth": auth}}
+    if "remediationHint" in (details := frame.get("error", {}).get("details", {})):
+        # Ours says it of every refusal, and names the command (`test_remedies`).
+        details = {name: value for name, value in details.items() if name != "remediationHint"}
+        return {**frame, "error": {**frame["error"], "details": details}}
     if frame.get("event") == "connect.challenge":
         # Capabilities are what the gateway has; this one has no model-catalog snapshot to send.
         return {**frame, "payload": {"nonce": payload["nonce"], "ts": payload["ts"]}}

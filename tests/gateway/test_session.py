@@ -157,7 +157,9 @@ def test_a_protocol_that_both_know_is_needed(low: int, high: int, mode: str, spo
         return
     assert refusal(actions) == ("c1", "protocol mismatch", 1002, "protocol mismatch")
     assert isinstance(actions[0], Send)
-    assert json.loads(actions[0].frame)["error"]["details"] == {
+    details = json.loads(actions[0].frame)["error"]["details"]
+    assert "protocol 4" in details.pop("remediationHint")
+    assert details == {
         "code": "PROTOCOL_MISMATCH",
         "clientMinProtocol": low,
         "clientMaxProtocol": high,
@@ -185,7 +187,9 @@ def test_other_roles_are_refused_before_anything_is_asked_of_them(about: dict[st
 def test_a_node_can_tell_why_it_was_refused() -> None:
     send = opened().text_frame(connect(role="node"))[0]
     assert isinstance(send, Send)
-    assert json.loads(send.frame)["error"]["details"] == {"code": "ROLE_NOT_SUPPORTED", "role": "node"}
+    details = json.loads(send.frame)["error"]["details"]
+    assert "role operator" in details.pop("remediationHint")
+    assert details == {"code": "ROLE_NOT_SUPPORTED", "role": "node"}
 
 
 def test_only_the_first_request_connects() -> None:

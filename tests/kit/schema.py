@@ -28,6 +28,9 @@ ANSWERS = {
     "channels.status": "ChannelsStatusResult",
     "cron.add": "CronAddResult",
     "cron.get": "CronJob",
+    "device.scopes.requestUpgrade": "ScopeUpgradeRegistration",
+    "device.scopes.waitUpgrade": "ScopeUpgradeResult",
+    "device.token.rotate": "DeviceTokenRotateResult",
     "logs.tail": "LogsTailResult",
     "models.list": "ModelsListResult",
     "sessions.create": "SessionsCreateResult",
@@ -50,7 +53,14 @@ PARTS = {
 }
 """Members of events that it defines."""
 
-EVENTS = {"agent": "AgentEvent", "session.tool": "AgentEvent", "tick": "TickEvent", "shutdown": "ShutdownEvent"}
+EVENTS = {
+    "agent": "AgentEvent",
+    "device.pair.requested": "DevicePairRequestedEvent",
+    "device.pair.resolved": "DevicePairResolvedEvent",
+    "session.tool": "AgentEvent",
+    "tick": "TickEvent",
+    "shutdown": "ShutdownEvent",
+}
 """Events whose payloads it defines. `chat` is one of five, by its state."""
 
 CHAT = {

@@ -12,7 +12,7 @@ import pytest
 from triops.gateway.cli import gateway as gateway_commands
 from triops.gateway.cli import process
 from triops.runtime.instance import read_discovery
-from triops.runtime.paths import Paths
+from triops.runtime.paths import Paths, prepare_state
 
 STAND_IN = """
 import os, signal, sys, threading
@@ -173,3 +173,36 @@ def test_call_wants_an_object(run: Any, gateway: Any):
 def test_an_address_or_a_token_that_cannot_be_is_a_fault_of_usage(run: Any, paths: Paths, wrong: tuple[str, str]):
     ran = run("cron", "list", *wrong)
     assert (ran.code, wrong[0] in ran.err) == (2, True)
+
+
+def test_the_token_is_shown_and_says_how_to_get_one(run: Any, paths: Paths):
+    failed = run("gateway", "token", "show")
+    assert (failed.code, "triops gateway start" in failed.err) == (1, True)
+    prepare_state(paths)
+    paths.token.write_text("the-token\n")
+    assert run("gateway", "token", "show").out == "the-token\n"
+    paths.config.write_text('{"gateway": {"auth": {"token": "another-of-the-configuration"}}}')
+    shown = json.loads(run("gateway", "token", "show", "--json").out)
+    assert shown == {"token": "another-of-the-configuration", "tokenFile": None}
+    paths.config.write_text('{"gateway": {"auth": {"mode": "none"}}}')
+    assert "connect-info" in run("gateway", "token", "show").err
+
+
+def test_the_token_is_changed_in_its_file_while_no_gateway_runs(run: Any, paths: Paths):
+    prepare_state(paths)
+    paths.token.write_text("the-token\n")
+    done = run("gateway", "token", "rotate")
+    new = paths.token.read_text().strip()
+    assert (done.code, len(new)) == (0, 43)
+    assert new not in done.out
+    paths.config.write_text('{"gateway": {"auth": {"token": "another-of-the-configuration"}}}')
+    failed = run("gateway", "token", "rotate")
+    assert (failed.code, "change it there" in failed.err) == (78, True)
+    assert paths.token.read_text().strip() == new
+
+
+def test_a_running_gateway_changes_its_token_itself(run: Any, gateway: Any, paths: Paths):
+    gateway.answers["gateway.token.rotate"] = {"ok": True}
+    assert run("gateway", "token", "rotate").code == 0
+    assert gateway.calls[-1].method == "gateway.token.rotate"
+    assert paths.token.read_text() == "the-token\n", "that is not the command's to write"

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trio
 import trio.testing
 from tests.kit.host import TOKEN, TestHost, open_test_gateway
@@ -33,7 +34,7 @@ class Listener:
         """The next block of the stream, whatever chunk it is in."""
         while b"\n\n" not in self._data:
             chunk = bytes(await self._stream.receive_some())
-            assert chunk, "the stream ended"
+            assert chunk not in (b"", b"0\r\n\r\n"), "the stream ended"
             lines = chunk.split(b"\r\n")
             self._data += b"".join(line for line in lines if b"\n" in line)
         block, _, self._data = self._data.partition(b"\n\n")
@@ -144,3 +145,16 @@ async def test_what_runs_in_a_session_is_killed(tmp_path: Path) -> None:
         assert end["status"] == "timeout"
         assert (await host.http("POST", "/sessions/main/kill")).body == {"ok": True, "killed": False}
         assert (await host.http("POST", "/sessions/nowhere/kill")).status == 404
+
+
+async def test_a_stream_ends_when_the_secret_that_it_stands_on_is_changed(tmp_path: Path) -> None:
+    async with open_test_gateway(tmp_path) as host:
+        await say(host, "SAY:x")
+        listener = Listener(host)
+        with trio.fail_after(10):
+            await listener.open()
+            await listener.event()
+            await host.rpc("gateway.token.rotate")
+            with pytest.raises(AssertionError, match="the stream ended"):
+                await listener.block()
+        assert (await host.http("GET", "/status")).status == 401
