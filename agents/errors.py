@@ -13,12 +13,13 @@ ErrorKind = Literal[
     "model_not_found",
     "context_overflow",
     "empty_response",
+    "refusal",
     "tls_certificate",
     "connection",
     "unclassified",
 ]
-"""Classes of provider failure; names as in the protocol's `failoverReason`, `connection` being ours for a peer that
-cannot be reached or that hung up."""
+"""Classes of provider failure; names as in the protocol's `failoverReason`, `connection` (a peer that cannot be
+reached or hung up) and `refusal` (the model, or a filter before it, would not answer) being ours."""
 
 
 class ProviderError(Exception):
@@ -48,10 +49,14 @@ class ProviderError(Exception):
 
 
 class ContextOverflow(ProviderError):
-    """The request does not fit the model's context; compaction may help, the same request will not."""
+    """The request does not fit the model's context; a smaller one may, the same one will not."""
 
-    def __init__(self, message: str, *, status: int | None = None, detail: str = "") -> None:
+    def __init__(self, message: str, *, window: int | None = None, status: int | None = None, detail: str = "") -> None:
         super().__init__("context_overflow", message, status=status, detail=detail)
+        self.window = window
+        """Tokens that the model takes, as far as the provider said it."""
+        self.spoke = False
+        """The reply had begun."""
 
 
 class ToolError(Exception):

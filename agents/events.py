@@ -34,6 +34,12 @@ class MessageEnd(msgspec.Struct, frozen=True):
     message: AssistantMessage
 
 
+class Waiting(msgspec.Struct, frozen=True):
+    """The model has been silent for long; `reason` says how long it is waited for."""
+
+    reason: str
+
+
 class ToolStart(msgspec.Struct, frozen=True):
     call: ToolCall
 
@@ -55,5 +61,14 @@ class Steered(msgspec.Struct, frozen=True):
 
 
 TurnEvent = (
-    MessageStart | TextChunk | ThinkingChunk | MessageEnd | RetryNotice | ToolStart | ToolUpdate | ToolEnd | Steered
+    MessageStart
+    | TextChunk
+    | ThinkingChunk
+    | MessageEnd
+    | RetryNotice
+    | Waiting
+    | ToolStart
+    | ToolUpdate
+    | ToolEnd
+    | Steered
 )

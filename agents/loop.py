@@ -9,8 +9,9 @@ from typing import Literal, assert_never
 
 import msgspec
 
-from triops.agents.errors import LimitReached, ProviderError
-from triops.agents.events import MessageEnd, MessageStart, Steered, TextChunk, ThinkingChunk, TurnEvent
+from triops.agents.compaction import refit
+from triops.agents.errors import ContextOverflow, LimitReached, ProviderError
+from triops.agents.events import MessageEnd, MessageStart, Steered, TextChunk, ThinkingChunk, TurnEvent, Waiting
 from triops.agents.messages import AssistantMessage, Message, ToolCall, UserMessage
 from triops.agents.model import (
     Done,
@@ -50,6 +51,8 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     wishes: Wishes = Wishes()
     max_steps: int = 64
     """Calls of the model."""
+    has_other: bool = False
+    """Another model answers when this one fails."""
 
 
 async def run_turn(
@@ -59,6 +62,7 @@ async def run_turn(
     emit: Callable[[TurnEvent], None],
     save: Callable[[Sequence[Message]], Awaitable[None]],
     steer: Callable[[], Sequence[UserMessage]],
+    allow: Callable[[], Awaitable[None]],
     report: Callable[[ToolCall, Exception], None],
     mark: Callable[[Literal["first_token", "stream"]], None],
     now: Callable[[], int],
@@ -67,16 +71,19 @@ async def run_turn(
 
     `emit` is sync and neither waits nor raises. `save` returns once its messages are on disk; when it raises,
     `Cancelled` included, none of them is. A call is saved together with its result, and a message that `steer` (sync)
-    handed over is saved before it is told as `Steered`. `report` (sync) hears of a tool's own fault, to log it; the
+    handed over is saved before it is told as `Steered`. `allow` is asked before each call of the model, and raises
+    `LimitReached` for no. `report` (sync) hears of a tool's own fault, to log it; the
     model hears of it too. `mark` (sync) is told what is waited for: the first token, once the model has the request,
     then the rest of its stream. `now` is milliseconds since the epoch.
+
+    A request that the model refuses as too long is made smaller once and sent again; `messages` stay as they are.
 
     On every way out each start has its end, and `transcript.settle` makes the messages that are not saved yet of
     what was emitted since the last save.
 
     Raises:
         ProviderError: the model failed; its `MessageEnd` (stop reason `error`) holds what had arrived.
-        LimitReached: `max_steps` answers, and the last one still calls tools; those calls are not run.
+        LimitReached: `max_steps` answers, and the last one still calls tools; those calls are not run. Or `allow`.
     """
     toolbox = Toolbox(
         tools=turn.tools,
@@ -96,13 +103,25 @@ async def run_turn(
 
     callers = {tool.name for tool in turn.wishes.tools}
     step = 0
+    refitted = False
     while True:
         step += 1
         while arrived := tuple(steer()):
             await save(arrived)
             messages += arrived
             emit(Steered(arrived))
-        reply = await _ask(provider, turn, messages, step, emit, mark, now)
+        await allow()
+        try:
+            reply = await _ask(provider, turn, messages, step, emit, mark, now)
+        except ContextOverflow as error:
+            model, smaller = refit(turn.model, turn.system, turn.schemas, messages, error.window)
+            if refitted or error.spoke or (model.max_tokens, smaller) == (turn.model.max_tokens, messages):
+                raise
+            refitted = True
+            words = f"{error}; asked again with {len(smaller)} of {len(messages)} messages"
+            emit(RetryNotice(1, 1, words, 0, error.kind))
+            turn, messages = msgspec.structs.replace(turn, model=model), smaller
+            reply = await _ask(provider, turn, messages, step, emit, mark, now)
         if not reply.tool_calls or any(call.name in callers for call in reply.tool_calls):
             return reply
         if step >= turn.max_steps:
@@ -138,7 +157,9 @@ async def _ask(
         max_tokens=turn.wishes.max_tokens,
         temperature=turn.wishes.temperature,
         session_id=turn.session_id,
+        has_other=turn.has_other,
         sent=lambda: mark("first_token"),
+        late=lambda words: emit(Waiting(words)),
     )
     received: list[ProviderEvent] = []
     message: AssistantMessage | None = None
@@ -174,6 +195,8 @@ async def _ask(
         if message is None:
             raise ProviderError("empty_response", f"{turn.model.ref} ended its answer without finishing it")
     except BaseException as error:
+        if isinstance(error, ContextOverflow):
+            error.spoke = size > 0
         emit(MessageEnd(index, message or cut_short(received, turn.model, error, now())))
         raise
     emit(MessageEnd(index, message))

@@ -109,8 +109,12 @@ class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
     temperature: float | None = None
     session_id: str = ""
     """Stable per conversation; providers may use it as a cache key."""
+    has_other: bool = False
+    """Another model answers when this one fails, so that a credential which just failed need not be asked again."""
     sent: Callable[[], None] = lambda: None
     """To be called (sync) each time the request is with the endpoint, so that it is known who was waited for."""
+    late: Callable[[str], None] = lambda words: None
+    """To be called (sync) with words for people when the endpoint has been silent for long."""
 
 
 class TextDelta(msgspec.Struct, frozen=True):
@@ -136,6 +140,8 @@ class RetryNotice(msgspec.Struct, frozen=True):
     max_attempts: int
     reason: str
     delay: float
+    kind: str = ""
+    """Of the failure: an `ErrorKind`."""
 
 
 class Done(msgspec.Struct, frozen=True):

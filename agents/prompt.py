@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from triops.agents.model import ModelInfo, ToolSchema
+from triops.agents.schemas import cleaned
 from triops.agents.tool import AnyTool
 from triops.agents.transcript import text_tokens
 from triops.agents.workspace import BootstrapFile, WorkspaceSnapshot, cut
@@ -112,7 +113,7 @@ def compile_plan(
         f"## Conversation Context\n{agent.instructions}" if agent.instructions else "",
     ]
     system = "\n\n".join(part for part in (*stable, *volatile) if part)
-    schemas = tuple(tool.schema for tool in tools)
+    schemas = tuple(ToolSchema(tool.name, tool.description, cleaned(tool.schema.parameters, model)) for tool in tools)
     return Plan(
         system=system,
         facts=f"agent={agent.id} | host={agent.host} | os={agent.os} | model={model.ref}",

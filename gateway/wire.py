@@ -56,10 +56,13 @@ def status(run: RunInfo, seq: int, ts: int, phase: str, retry: dict[str, Any] | 
         seq=seq,
         state="status",
         phase=phase,
-        retry=retry if retry is not None and retry["reason"] == "rate_limit" else None,  # clients know no other reason
     )
-    data: dict[str, Any] = {"phase": phase} if retry is None else {"phase": "retrying", **retry}
-    return chat, agent_event(run, seq, ts, "run_status", data)
+    if retry is None:
+        return chat, agent_event(run, seq, ts, "run_status", {"phase": phase})
+    data = dict(retry)
+    if data.pop("kind", "") == "rate_limit":  # clients know no other reason
+        chat = msgspec.structs.replace(chat, retry={**data, "reason": "rate_limit"})
+    return chat, agent_event(run, seq, ts, "run_status", {"phase": "retrying", **data})
 
 
 def delta(

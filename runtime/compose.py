@@ -6,23 +6,26 @@ store ⊃ models ⊃ runs ⊃ services: nesting is the order of shutdown. A part
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from functools import partial
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import trio
 
 from triops.agents.model import Provider
 from triops.agents.providers.http import HttpClient
+from triops.agents.providers.routes import Trust
 from triops.agents.tool import AnyTool
 from triops.agents.tools.files import file_tools
 from triops.runtime.agents import AgentProfile, profiles
 from triops.runtime.boundaries import supervise
 from triops.runtime.bus import Bus
 from triops.runtime.clock import Clock, InThread, system_clock
-from triops.runtime.config import Config, workspace_of
+from triops.runtime.config import Config, endpoint_of, workspace_of
 from triops.runtime.config_file import LoadedConfig
 from triops.runtime.cron.heartbeat import Heartbeat
 from triops.runtime.cron.scheduler import CronScheduler, open_scheduler
-from triops.runtime.logs import Log, LogFile
+from triops.runtime.logs import Log, LogFile, Redactor
 from triops.runtime.models import ModelCatalog, ProviderEntry
 from triops.runtime.paths import Paths
 from triops.runtime.plans import Plans, prepare_workspaces
@@ -31,6 +34,7 @@ from triops.runtime.redaction import redacted, redacted_raw
 from triops.runtime.runs.lanes import Lanes
 from triops.runtime.runs.supervisor import Supervisor, open_supervisor
 from triops.runtime.secrets import Secret
+from triops.runtime.spend import Spend
 from triops.runtime.store.aside import open_aside
 from triops.runtime.store.sqlite import Store, open_store
 from triops.runtime.tools.sessions import SessionTools
@@ -124,14 +128,9 @@ async def open_runtime(
         aside = stack.enter_context(closing(open_aside(paths.database)))
         bus = bus or Bus(log.bind("bus"))
         await stack.enter_async_context(open_tracing(config.diagnostics.otel, bus, clock, log))
-        http = HttpClient()
-        stack.push_async_callback(_close, http)
-        if providers is None:
-            embedded = await _embedded(stack, paths)
-            providers = tuple(
-                provider_entries(config, loaded.environ, http=http, embedded=embedded, redactor=log.redactor)
-            )
-        catalog = _catalog(config, providers)
+        catalog = await stack.enter_async_context(
+            open_catalog(loaded, paths, redactor=log.redactor, providers=providers)
+        )
         holder: list[Supervisor] = []
         session_tools = SessionTools(store, lambda: holder[0], clock)
         plans = Plans(
@@ -147,7 +146,14 @@ async def open_runtime(
             open_warmup(catalog, bus=bus, clock=clock, log=log.bind("warmup"), system_prompt=plans.warm_prompt)
         )
         turn = partial(
-            ChatTurn, catalog=catalog, warmup=warmup, plans=plans, bus=bus, clock=clock, log=log.bind("turn")
+            ChatTurn,
+            catalog=catalog,
+            warmup=warmup,
+            plans=plans,
+            spend=Spend(config, store, clock),
+            bus=bus,
+            clock=clock,
+            log=log.bind("turn"),
         )
         lanes = Lanes(cap=config.messages.queue.cap, main=config.agents.defaults.max_concurrent)
         runs = await stack.enter_async_context(
@@ -193,6 +199,25 @@ async def open_runtime(
         )
 
 
+@asynccontextmanager
+async def open_catalog(
+    loaded: LoadedConfig, paths: Paths, *, redactor: Redactor, providers: tuple[ProviderEntry, ...] | None = None
+) -> AsyncGenerator[ModelCatalog]:
+    """The models of a configuration, and what serves them until the block ends. `providers` replace its own."""
+    config = loaded.config
+    async with AsyncExitStack() as stack:
+        if providers is None:
+            trust = _trusts(config, paths.config.parent)
+            http = HttpClient(patience=config.models.patience_seconds, environ=loaded.environ, trust=trust)
+            stack.push_async_callback(_close, http)
+            embedded = await _embedded(stack, paths)
+            found = provider_entries(config, loaded.environ, http=http, embedded=embedded, redactor=redactor)
+            providers = tuple(found)
+        defaults = config.agents.defaults
+        aliases = {setting.alias: ref for ref, setting in defaults.models.items() if setting.alias}
+        yield ModelCatalog(providers, aliases=aliases, default=defaults.model.primary)
+
+
 async def _service(name: str, run: Callable[[], Any], log: Log) -> None:
     await supervise(name, run, log=log.bind("services"))
 
@@ -208,7 +233,13 @@ async def _embedded(stack: AsyncExitStack, paths: Paths) -> Provider:
     return await stack.enter_async_context(open_local_provider([paths.models], socket_folder=paths.state / "engine"))
 
 
-def _catalog(config: Config, providers: tuple[ProviderEntry, ...]) -> ModelCatalog:
-    defaults = config.agents.defaults
-    aliases = {setting.alias: ref for ref, setting in defaults.models.items() if setting.alias}
-    return ModelCatalog(providers, aliases=aliases, default=defaults.model.primary)
+def _trusts(config: Config, folder: Path) -> dict[str, Trust]:
+    """What to believe of providers' servers, by the `host:port` of their addresses; `folder` is the configuration's."""
+    found: dict[str, Trust] = {}
+    for id, provider in config.models.providers.items():
+        ca, anything = provider.request.tls.ca or "", provider.request.tls.insecure_skip_verify
+        if ca and not ca.startswith("-----BEGIN"):
+            ca = str(folder / Path(ca).expanduser())
+        if ca or anything:
+            found[urlsplit(endpoint_of(id, provider)[1] or "").netloc.rpartition("@")[2].lower()] = Trust(ca, anything)
+    return found

@@ -221,6 +221,22 @@ class ModelConfig(msgspec.Struct, frozen=True, rename="camel"):
     """Sent with each request as they are."""
 
 
+class TlsConfig(msgspec.Struct, frozen=True, rename="camel"):
+    """Certificates of one server."""
+
+    ca: str | None = None
+    """The authority to believe: a file of PEM, or the PEM itself."""
+    insecure_skip_verify: bool = False
+    """Whether every certificate is believed: only for a server of your own on a network that you trust."""
+
+
+class RequestConfig(msgspec.Struct, frozen=True, rename="camel"):
+    """How a provider is reached."""
+
+    tls: TlsConfig = TlsConfig()
+    """Its certificates."""
+
+
 class ProviderConfig(msgspec.Struct, frozen=True, rename="camel"):
     """One endpoint that serves models."""
 
@@ -237,6 +253,8 @@ class ProviderConfig(msgspec.Struct, frozen=True, rename="camel"):
     """Sent with each request."""
     timeout_seconds: Seconds | None = None
     """Limit of one silence of the provider."""
+    request: RequestConfig = RequestConfig()
+    """How it is reached."""
     models: tuple[ModelConfig, ...] = ()
     """What it serves, beyond what it says itself."""
 
@@ -286,11 +304,34 @@ def local_servers(config: "Config") -> list[str]:
     return [id for id in LOCAL if id not in providers and (defaults.model.primary is None or id in ids)]
 
 
+class SpendLimit(msgspec.Struct, frozen=True, rename="camel"):
+    """What ends a run when it is reached."""
+
+    tokens: Count | None = None
+    """Prompt and reply, cached ones too."""
+    usd: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    """By the `cost` of the models; one without it costs nothing."""
+
+
+class SpendConfig(msgspec.Struct, frozen=True, rename="camel"):
+    """What models may cost; looked at before each call, so that one call can go past it."""
+
+    per_run: SpendLimit = SpendLimit()
+    """One run."""
+    per_day: SpendLimit = SpendLimit()
+    """All runs since midnight, in the user's zone."""
+
+
 class ModelsConfig(msgspec.Struct, frozen=True, rename="camel"):
     """The models."""
 
     mode: Literal["merge", "replace"] = "merge"
     """`replace`: only what stands here; nothing is discovered."""
+    patience_seconds: Seconds = 20
+    """So long a failed request is tried again before the next model, or the error, has its turn; a silence that lasts
+    longer is told of. With 0 neither."""
+    spend: SpendConfig = SpendConfig()
+    """What they may cost."""
     providers: dict[str, ProviderConfig] = {}
     """By id, the part of a model reference before the first slash."""
 

@@ -74,7 +74,9 @@ UNUSED: dict[type, str] = {
     " verboseDefault skills groupChat heartbeat subagents tts runtime contextInjection bootstrapMaxChars"
     " bootstrapTotalMaxChars contextLimits skillsLimits default",
     c.Identity: "theme",
-    c.ProviderConfig: "authHeader maxTokens injectNumCtxForOpenAICompat request localService agentRuntime params",
+    c.ProviderConfig: "authHeader maxTokens injectNumCtxForOpenAICompat localService agentRuntime params",
+    c.RequestConfig: "headers auth proxy allowPrivateNetwork",
+    c.TlsConfig: "cert key passphrase serverName",
     c.ModelConfig: "contextTokens headers",
     Compat: "supportsPromptCacheKey supportsReasoningEffort supportedReasoningEfforts reasoningEffortMap"
     " supportsInstructions supportsStrictMode thinkingFormat codeMode",

@@ -18,6 +18,7 @@ from triops.agents.events import (
     ToolStart,
     ToolUpdate,
     TurnEvent,
+    Waiting,
 )
 from triops.agents.loop import Turn as LoopTurn
 from triops.agents.loop import run_turn
@@ -34,6 +35,7 @@ from triops.runtime.plans import Plans
 from triops.runtime.runs.registry import Run
 from triops.runtime.runs.state import RunState, Terminal
 from triops.runtime.runs.worker import Desk, Draft
+from triops.runtime.spend import Spend, Spent
 from triops.runtime.warmup import Warmup
 
 MAX_LIVE_TEXT = 500_000
@@ -44,6 +46,7 @@ _WIRE_KIND: dict[ErrorKind, str] = {
     "overloaded": "rate_limit",
     "timeout": "timeout",
     "context_overflow": "context_length",
+    "refusal": "refusal",
 }
 
 
@@ -56,13 +59,15 @@ class NoModel(RuntimeFault):
 class Progress:
     """What one turn has emitted so far; tells the bus, and remembers what is not on disk yet."""
 
-    __slots__ = ("_bus", "_clock", "_live", "_run", "heard", "model", "spoke", "tools", "unsaved")
+    __slots__ = ("_bus", "_clock", "_live", "_run", "_spend", "heard", "model", "spent", "spoke", "tools", "unsaved")
 
-    def __init__(self, bus: Bus, clock: Clock, run: Run) -> None:
+    def __init__(self, bus: Bus, clock: Clock, run: Run, spend: Spend) -> None:
         self._bus = bus
         self._clock = clock
         self._run = run
         self._live = 0
+        self._spend = spend
+        self.spent = Spent()
         self.model: ModelInfo | None = None
         self.spoke = False
         """Something was shown or done, so that another model cannot begin afresh."""
@@ -108,6 +113,8 @@ class Progress:
             case MessageEnd(_, message):
                 run.phases.enter("tools" if message.tool_calls else "commit")
                 self.unsaved.append(event)
+                if message.usage is not None:
+                    self._spend.add(message.usage, self.spent)
                 if message.usage is not None and message.stop_reason not in ("aborted", "error"):
                     self._bus.publish(RunUsage(run.info, run.next_seq(), now, message.usage.output))
             case ToolStart(call):
@@ -120,10 +127,12 @@ class Progress:
                 if not result.is_error and call.name not in self.tools:
                     self.tools.append(call.name)
                 self._bus.publish(RunTool(run.info, run.next_seq(), now, "result", call, result))
-            case RetryNotice(attempt, most, reason, _):
+            case RetryNotice(attempt, most, reason, _, kind):
                 run.phases.enter("connect")
-                retry = {"attempt": attempt, "maxAttempts": most, "reason": reason}
-                self.status("starting_model", retry)
+                phase = "preparing_context" if kind == "context_overflow" else "starting_model"
+                self.status(phase, {"attempt": attempt, "maxAttempts": most, "reason": reason, "kind": kind})
+            case Waiting(reason):
+                self.status("starting_model", {"reason": reason})
             case _:
                 pass  # steered messages are told when they are stored
 
@@ -132,15 +141,25 @@ class ChatTurn:
     """Answers one run; implements the worker's `Turn`."""
 
     def __init__(
-        self, run: Run, *, catalog: ModelCatalog, warmup: Warmup, plans: Plans, bus: Bus, clock: Clock, log: Log
+        self,
+        run: Run,
+        *,
+        catalog: ModelCatalog,
+        warmup: Warmup,
+        plans: Plans,
+        spend: Spend,
+        bus: Bus,
+        clock: Clock,
+        log: Log,
     ) -> None:
         self._run = run
         self._catalog = catalog
         self._warmup = warmup
         self._plans = plans
+        self._spend = spend
         self._clock = clock
         self._log = log
-        self._progress = Progress(bus, clock, run)
+        self._progress = Progress(bus, clock, run, spend)
         self._before: list[str] = []
         """Why the models failed that were tried before the present one."""
 
@@ -148,13 +167,14 @@ class ChatTurn:
         names, strict = await self._choice()
         for place, name in enumerate(names, 1):
             try:
-                message = await self._ask(desk, await self._resolve(name))
+                message = await self._ask(desk, await self._resolve(name), has_other=place < len(names))
             except (ProviderError, UnknownModel, SilentProvider) as error:
                 if strict or place == len(names) or self._progress.spoke or isinstance(error, ContextOverflow):
                     raise
                 self._log.warning("a model failed, trying the next", run=self._run.id, model=name, error=error)
                 self._before.append(str(error))
                 self._run.phases.enter("plan")
+                self._progress.status("starting_model", {"reason": f"{error}; {names[place]} is asked now"})
             else:
                 return self._final(message)
         raise AssertionError("there is always a model to try")
@@ -185,7 +205,7 @@ class ChatTurn:
         self._progress.status("starting_model")  # its provider is asked now, which takes a moment
         return await self._catalog.resolve(name)
 
-    async def _ask(self, desk: Desk, resolved: Resolved) -> AssistantMessage:
+    async def _ask(self, desk: Desk, resolved: Resolved, *, has_other: bool) -> AssistantMessage:
         run, info, progress = self._run, resolved.info, self._progress
         plan = await self._plans.of(run, info)
         progress.chosen(info)
@@ -224,6 +244,7 @@ class ChatTurn:
             tools=plan.tools,
             schemas=schemas,
             wishes=wishes,
+            has_other=has_other,
         )
         return await run_turn(
             turn,
@@ -231,6 +252,7 @@ class ChatTurn:
             emit=progress.emit,
             save=save,
             steer=steer,
+            allow=lambda: self._spend.check(progress.spent),
             report=lambda call, error: self._log.error("a tool failed by its own fault", tool=call.name, error=error),
             mark=run.phases.enter,
             now=self._clock,

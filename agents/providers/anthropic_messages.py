@@ -216,6 +216,7 @@ class MessagesParser:
         )
 
     def _done(self) -> Done:
+        self._draft.refused = self._stop == "refusal"
         return self._draft.done(_STOPS.get(self._stop or "", "stop"))
 
 

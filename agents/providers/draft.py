@@ -1,6 +1,6 @@
 """The reply while it grows: fragments in, one whole `Done` out. Pure; knows no wire format."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar, cast
 
 import msgspec
@@ -34,6 +34,10 @@ class Draft:
         self._pieces: dict[tuple[str, object], _Piece] = {}
         self.response_id = ""
         self.usage: Usage | None = None
+        self.refused = False
+        """The provider says that the model, or a filter, would not answer."""
+        self.tools: Mapping[str, Mapping[str, Any]] = {}
+        """The schemas of what may be called, by name."""
 
     def decode(self, decoder: "msgspec.json.Decoder[T]", data: bytes) -> T:
         try:
@@ -76,14 +80,14 @@ class Draft:
         """The whole reply. One that was cut by its limit loses the tool call that it did not finish.
 
         Raises:
-            ProviderError: `empty_response`, there is nothing in it.
+            ProviderError: there is nothing in it.
         """
         blocks = [self._block(piece) for piece in self._pieces.values()]
         if stop == "length":
             blocks = [b for b in blocks if not (isinstance(b, ToolCall) and INVALID_ARGUMENTS in b.arguments)]
         content = tuple(block for block in blocks if block not in (Text(""), Thinking("")))
         if not content:
-            raise self.faults.empty(retryable=stop != "length")
+            raise self.faults.refused() if self.refused else self.faults.empty(retryable=stop != "length")
         if stop in ("stop", "toolUse"):  # some servers say "stop" after a call, others "tool_calls" without one
             stop = "toolUse" if any(isinstance(block, ToolCall) for block in content) else "stop"
         ref = self.model.ref
@@ -135,10 +139,12 @@ def members(value: object) -> dict[str, Any]:
 
 
 def openai_usage(model: ModelInfo, said: object, prompt: str, reply: str) -> Usage:
-    """Usage where the prompt's tokens include the cached ones, and `<prompt>_details` says how many those were."""
+    """Usage where the prompt's tokens include the cached ones, and `<prompt>_details` says how many those were, or a
+    name of DeepSeek's."""
     usage = members(said)
     whole = count(usage.get(prompt))
-    cached = min(whole, count(members(usage.get(f"{prompt}_details")).get("cached_tokens")))
+    cached = members(usage.get(f"{prompt}_details")).get("cached_tokens") or usage.get("prompt_cache_hit_tokens")
+    cached = min(whole, count(cached))
     return usage_of(model, input=whole - cached, output=usage.get(reply), cache_read=cached)
 
 

@@ -39,8 +39,14 @@ _OVERFLOW = re.compile(
     r"|tokens? to keep from the initial prompt|too many (?:input )?tokens|request_too_large",
     re.IGNORECASE,
 )
+_WINDOW = re.compile(
+    r"(?:context[_ ](?:length|size|window)|model length)[^\d\"]{0,40}(\d{3,8})"
+    r"|n_ctx\W{1,5}(\d{3,8})|> (\d{3,8}) maximum",
+    re.IGNORECASE,
+)
 _NO_CREDIT = re.compile(r"insufficient_quota|insufficient (?:credits?|balance|funds)|credit balance", re.IGNORECASE)
 _NO_MODEL = re.compile(r"model_not_found|(?:unknown|no such) model|model\b.{1,80}(?:not found|does not exist)", re.I)
+_NO_TOOLS = re.compile(r"not support (?:tool|function)|tools? (?:param|is not supported|choice)|--jinja", re.IGNORECASE)
 _NAMED_STATUSES = (
     ("overloaded", 529),
     ("rate_limit", 429),
@@ -102,6 +108,15 @@ class Faults:
         words = f"{self._asked} request failed (the stream ended before the reply did)"
         return ProviderError("connection", words, retryable=True)
 
+    def refused(self) -> ProviderError:
+        words = f"{self._asked} would not answer this (a content filter or the model refused); say it in other words"
+        return ProviderError("refusal", words)
+
+    def stuck(self, seconds: float) -> ProviderError:
+        return ProviderError(
+            "timeout", f"{self._asked} gave signs of life for {seconds:g} s, and nothing of its answer"
+        )
+
     def empty(self, *, retryable: bool) -> ProviderError:
         return ProviderError("empty_response", f"{self._asked} answered with no content", retryable=retryable)
 
@@ -110,8 +125,14 @@ class Faults:
     ) -> ProviderError:
         detail = " ".join(redact(_words(text), self._secrets).split())
         if status == 413 or (status in (400, 422, 500) and _OVERFLOW.search(text)):
-            message = f"{self._asked} request failed (longer than the model's context, {where})"
-            return ContextOverflow(message, status=http_status, detail=detail)
+            said = _WINDOW.search(text)
+            window = int(said[1] or said[2] or said[3]) if said else None
+            takes = f", which takes {window} tokens" if window else ""
+            advice = "begin a new session or shorten the message" + (
+                f", and set contextWindow to {window}" * bool(window)
+            )
+            message = f"{self._asked} request failed (longer than the model's context{takes}, {where}); {advice}"
+            return ContextOverflow(message, window=window, status=http_status, detail=detail)
         kind, phrase = _STATUSES.get(
             status,
             ("server_error", "provider internal error") if status >= 500 else ("unclassified", "unexpected answer"),
@@ -121,6 +142,12 @@ class Faults:
         elif kind == "format" and _NO_MODEL.search(text):
             kind, phrase = _STATUSES[404]
         advice = self._key_hint if kind == "auth" else _ADVICE.get(kind)
+        if kind == "format" and _NO_TOOLS.search(text):
+            advice = (
+                "set compat.supportsTools of this model to false, or start its server with tools (llama.cpp: --jinja)"
+            )
+        if wait and kind in _RETRYABLE:
+            advice = f"it asks to wait {wait:g} s"
         message = f"{self._asked} request failed ({phrase}, {where})" + (f"; {advice}" if advice else "")
         return ProviderError(
             kind, message, retryable=kind in _RETRYABLE, retry_after=wait, status=http_status, detail=detail

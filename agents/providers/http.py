@@ -5,12 +5,10 @@ this hands over what one network read held in one piece and costs about half the
 """
 
 import ipaddress
-import re
 import ssl
-import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -20,6 +18,7 @@ import trio
 
 from triops.agents.errors import ProviderError
 from triops.agents.providers.faults import NOT_JSON, Faults
+from triops.agents.providers.routes import Proxy, Target, Trust, open_tunnel, proxy_of, target_of, tls_context
 
 CONNECT_LIMIT = 10.0
 """Seconds, for a TCP connection and for its TLS handshake each."""
@@ -33,11 +32,11 @@ MAX_KEPT = 64
 BODY_LIMIT = 8 << 20
 """Bytes of a JSON document; catalogues of aggregators come near 1 MiB."""
 READ_SIZE = 1 << 16
+PATIENCE = 20.0
+"""Seconds in which people should know what is wrong: so long requests are tried again, and silence is not told of."""
 
-_TOKEN = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+")
-_TEXT = re.compile(r"[ -~]*")
-_HOST = re.compile(r"[\w.:-]+")
 _Tell = Callable[[], None]
+_Late = Callable[[str], object]
 
 
 def default_idle(url: str) -> float:
@@ -76,15 +75,28 @@ class HttpClient:
     """Sends requests over kept-alive connections. May be shared by providers and tasks.
 
     With `uds` every request goes to that Unix socket, whatever host its URL names. `tls` replaces the context that
-    trusts the system's certificates. Opens nothing before the first request; `aclose` closes what is kept.
+    trusts the system's certificates, `patience` stands for `PATIENCE`. `environ`
+    names proxies and certificates, `trust` what else to believe of a server, by the `host:port` of its URL. Opens
+    nothing before the first request; `aclose` closes what is kept.
     """
 
     def __init__(
-        self, *, uds: str | None = None, connect: float = CONNECT_LIMIT, tls: ssl.SSLContext | None = None
+        self,
+        *,
+        uds: str | None = None,
+        connect: float = CONNECT_LIMIT,
+        tls: ssl.SSLContext | None = None,
+        patience: float = PATIENCE,
+        environ: Mapping[str, str] | None = None,
+        trust: Mapping[str, Trust] | None = None,
     ) -> None:
+        self.patience = patience
+        self._environ = environ or {}
+        self._trust = trust or {}
         self._uds = uds
         self._connect_limit = connect
         self._tls = tls
+        self._contexts: dict[Trust, ssl.SSLContext] = {}
         self._kept: dict[tuple[bool, str], list[_Connection]] = {}
         self._closed = False
         self._tls_lock = trio.Lock()
@@ -99,29 +111,31 @@ class HttpClient:
         *,
         idle: float = CLOUD_IDLE,
         sent: _Tell = lambda: None,
+        late: _Late = str,
     ) -> AsyncGenerator[Response]:
         """Send a request; the block gets its answer as soon as the head is there.
 
         `idle` is the silence, in seconds, after which the peer counts as hung: while it takes the request, before the
-        head and between reads. `sent` (sync) is called when the request has left. A block that is left before the
+        head and between reads. `sent` (sync) is called when the request has left, `late` (sync) at each long silence
+        after that. A block that is left before the
         body's end, or cancelled, closes its connection and nothing else. Redirects are not followed.
 
         Raises:
             ProviderError: `connection`, `timeout`, `tls_certificate`, or `format` for what is not HTTP.
         """
-        target = _target(url)
+        target = target_of(url)
         kept = self._take(target)
         connection = kept or await self._connect(target)
         try:
             try:
-                head = await connection.ask(method, target, headers, body, idle, sent)
+                head = await connection.ask(method, target, headers, body, idle, sent, late)
             except ProviderError:
                 if kept is None or not connection.was_hung_up:
                     raise
                 # The peer closed it just as we took it up, as some servers do after each answer: nothing was heard.
                 connection.close()
                 connection = await self._connect(target)
-                head = await connection.ask(method, target, headers, body, idle, sent)
+                head = await connection.ask(method, target, headers, body, idle, sent, late)
             yield Response(head.status_code, list(head.headers), partial(connection.read, idle))
         finally:
             self._put_back(connection)
@@ -150,7 +164,7 @@ class HttpClient:
         self._kept.clear()
         await trio.lowlevel.checkpoint()
 
-    def _take(self, target: "_Target") -> "_Connection | None":
+    def _take(self, target: Target) -> "_Connection | None":
         kept = self._kept.get(target.origin, [])
         while kept:
             connection = kept.pop()
@@ -168,30 +182,41 @@ class HttpClient:
         else:
             connection.close()
 
-    async def _connect(self, target: "_Target") -> "_Connection":
+    async def _connect(self, target: Target) -> "_Connection":
+        proxy = None if self._uds else proxy_of(target.secure, target.host, target.port, self._environ)
+        name = f"the proxy {proxy.host}:{proxy.port}, named in {proxy.variable}," if proxy else target.name
         try:
             with trio.fail_after(self._connect_limit):
                 if self._uds:
                     stream = await trio.open_unix_socket(self._uds)
                 else:
-                    stream = await trio.open_tcp_stream(target.host, target.port)
+                    stream = await trio.open_tcp_stream(*((proxy or target).host, (proxy or target).port))
         except trio.TooSlowError:
-            raise _unreachable(target.name, "timeout", "no answer") from None
+            raise _unreachable(name, "timeout", "no answer") from None
         except OSError as error:
-            raise _unreachable(target.name, "connection", "refused or no route") from error
+            raise _unreachable(name, "connection", "refused or no route") from error
         if not target.secure or self._uds:
-            return _Connection(stream, stream, target)
+            return _Connection(stream, stream, target, self.patience, proxy)
         try:
-            return _Connection(stream, await self._secure(stream, target), target)
+            if proxy is not None:
+                with trio.fail_after(self._connect_limit):
+                    await open_tunnel(stream, proxy, target.authority)
+            return _Connection(stream, await self._secure(stream, target), target, self.patience)
+        except trio.TooSlowError:
+            stream.socket.close()
+            raise _unreachable(name, "timeout", "no answer") from None
         except BaseException:
             stream.socket.close()
             raise
 
-    async def _secure(self, stream: trio.SocketStream, target: "_Target") -> trio.abc.Stream:
+    async def _secure(self, stream: trio.SocketStream, target: Target) -> trio.abc.Stream:
+        trust = self._trust.get(target.name, Trust())
         async with self._tls_lock:
-            if self._tls is None:  # in a thread: reading the certificates takes tens of milliseconds
-                self._tls = await trio.to_thread.run_sync(_system_tls)
-        secured = trio.SSLStream(stream, self._tls, server_hostname=target.host, https_compatible=True)
+            context = self._tls or self._contexts.get(trust)
+            if context is None:
+                context = await trio.to_thread.run_sync(tls_context, trust, self._environ)
+                self._contexts[trust] = context
+        secured = trio.SSLStream(stream, context, server_hostname=target.host, https_compatible=True)
         try:
             with trio.fail_after(self._connect_limit):
                 await secured.do_handshake()
@@ -202,48 +227,17 @@ class HttpClient:
         return secured
 
 
-class _Target(msgspec.Struct, frozen=True):
-    secure: bool
-    host: str
-    port: int
-    name: str
-    """`host:port`: what errors may say of a URL, whose user and query may be secret."""
-    path: str
-
-    @property
-    def origin(self) -> tuple[bool, str]:
-        """What a kept connection can be used for again."""
-        return self.secure, self.name
-
-    def head(self, headers: Mapping[str, str], body: bytes) -> list[tuple[bytes, bytes]]:
-        """The header lines to send; what cannot be sent is refused without repeating it, for it may be a key."""
-        lines = {"host": self.name, **{name.lower(): value.strip() for name, value in headers.items()}}
-        lines["content-length"] = str(len(body))
-        if not all(_TOKEN.fullmatch(name) and _TEXT.fullmatch(value) for name, value in lines.items()):
-            raise ProviderError("format", "a header or the API key holds characters that HTTP does not allow")
-        return [(name.encode(), value.encode()) for name, value in lines.items()]
-
-
-@lru_cache(maxsize=256)
-def _target(url: str) -> _Target:
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-        host = (parts.hostname or "").encode("idna").decode()
-    except ValueError:  # what IDNA cannot encode raises a kind of it
-        parts, port, host = urlsplit(""), None, ""
-    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    if parts.scheme not in ("http", "https") or not _HOST.fullmatch(host) or not _TEXT.fullmatch(path) or " " in path:
-        raise ProviderError("connection", "baseUrl is no http(s) address; write it like http://127.0.0.1:11434/v1")
-    secure = parts.scheme == "https"
-    name = (f"[{host}]" if ":" in host else host) + (f":{port}" if port else "")
-    return _Target(secure, host, port or (443 if secure else 80), name, path)
-
-
 class _Connection:
     """One connection and where its HTTP conversation stands. All but the two waiting methods are sync."""
 
-    def __init__(self, socket: trio.SocketStream, stream: trio.abc.Stream, target: "_Target") -> None:
+    def __init__(
+        self,
+        socket: trio.SocketStream,
+        stream: trio.abc.Stream,
+        target: Target,
+        patience: float,
+        proxy: Proxy | None = None,
+    ) -> None:
         self.name = target.name
         self.origin = target.origin
         self.expires = 0.0
@@ -252,6 +246,10 @@ class _Connection:
         self._wire = h11.Connection(h11.CLIENT)
         self._ended = False
         self._heard = False
+        self._late: _Late = str
+        self._patience = patience
+        self._proxy = proxy
+        """The one that hears the requests; one that made a tunnel does not."""
 
     @property
     def was_hung_up(self) -> bool:
@@ -274,11 +272,22 @@ class _Connection:
         self._socket.close()
 
     async def ask(
-        self, method: str, target: _Target, headers: Mapping[str, str], body: bytes, idle: float, sent: _Tell
+        self,
+        method: str,
+        target: Target,
+        headers: Mapping[str, str],
+        body: bytes,
+        idle: float,
+        sent: _Tell,
+        late: _Late,
     ) -> h11.Response:
         send = self._wire.send
+        self._late = late
         self._heard = False
-        request = send(h11.Request(method=method, target=target.path, headers=target.head(headers, body))) or b""
+        path = target.path
+        if self._proxy is not None:
+            path, headers = f"http://{target.name}{path}", {**headers, **self._proxy.headers}
+        request = send(h11.Request(method=method, target=path, headers=target.head(headers, body))) or b""
         request += (send(h11.Data(data=body)) or b"") + (send(h11.EndOfMessage()) or b"")
         try:
             with trio.fail_after(idle):
@@ -312,32 +321,33 @@ class _Connection:
             raise (_cut(self.name) if self._ended else _not_http(self.name)) from error
 
     async def _receive(self, idle: float) -> None:
-        try:
-            with trio.fail_after(idle):
-                data = bytes(await self._stream.receive_some(READ_SIZE))
-        except trio.TooSlowError:
-            raise _silent(self.name, idle) from None
-        except trio.BrokenResourceError as error:
-            self._ended = True
-            raise _cut(self.name) from error
+        quiet = min(self._patience or idle, idle)
+        data = await self._wait(quiet)
+        if data is None and quiet < idle:
+            self._late(f"{self.name} has been silent for {quiet:g} s; it is given up after {idle:g} s")
+            data = await self._wait(idle - quiet)
+        if data is None:
+            raise _silent(self.name, idle)
         self._ended = not data
         self._heard = self._heard or bool(data)
         self._wire.receive_data(data)
 
-
-def _system_tls() -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    paths = ssl.get_default_verify_paths()
-    if sys.platform != "win32" and not (paths.cafile or paths.capath):
-        import certifi  # a Python that was built without a place for certificates, as on macOS
-
-        context.load_verify_locations(certifi.where())
-    return context
+    async def _wait(self, seconds: float) -> bytes | None:
+        with trio.move_on_after(seconds):
+            try:
+                return bytes(await self._stream.receive_some(READ_SIZE))
+            except trio.BrokenResourceError as error:
+                self._ended = True
+                raise _cut(self.name) from error
+        return None
 
 
 def _refused_handshake(name: str, error: BaseException) -> ProviderError:
     if isinstance(error.__cause__, ssl.SSLCertVerificationError):
-        advice = "add its authority to the system's store or name it in SSL_CERT_FILE"
+        advice = (
+            "add its authority to the system's store or name it in SSL_CERT_FILE; for a server of your own,"
+            " models.providers.<id>.request.tls says what to trust"
+        )
         return ProviderError("tls_certificate", f"{name} shows a certificate that is not trusted; {advice}")
     if isinstance(error.__cause__, ssl.SSLError):
         return ProviderError("connection", f"{name} does not speak TLS; check the scheme and port in baseUrl")

@@ -182,6 +182,7 @@ class ResponsesParser:
     def _done(self, response: _Response) -> Done:
         self._draft.usage = openai_usage(self._draft.model, response.usage, "input_tokens", "output_tokens")
         reason = (response.incomplete_details or {}).get("reason")
+        self._draft.refused = reason == "content_filter"
         return self._draft.done("length" if reason == "max_output_tokens" else "stop")
 
 

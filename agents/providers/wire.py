@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, Protocol, cast
 import msgspec
 import trio
 
-from triops.agents.errors import ProviderError
+from triops.agents.errors import ErrorKind, ProviderError
 from triops.agents.model import Done, ModelInfo, ModelRef, ModelRequest, ProviderEvent, RetryNotice
 from triops.agents.providers.draft import Draft
 from triops.agents.providers.faults import NOT_JSON, Faults
@@ -23,8 +23,10 @@ RETRY_PAUSES = (0.5, 2.0)
 """Seconds before each further attempt, where the provider names none."""
 RETRY_AFTER_LIMIT = 8.0
 """Seconds; a provider that wants more is not waited for here: the caller decides."""
-RETRY_BUDGET = 20.0
-"""Seconds from the first attempt, past which no further one starts."""
+LIFE_LIMIT = 600.0
+"""Seconds in which a stream may give mere signs of life: comments, halves of events."""
+COOLING: dict[ErrorKind, float] = {"auth": 60.0, "billing": 600.0, "rate_limit": 30.0}
+"""Seconds in which a credential that failed so is not asked again while another model can answer."""
 DRAIN_LIMIT = 0.2
 """Seconds to wait, after the reply, for the end of the body that lets the connection be kept."""
 ERROR_BODY = 1 << 16
@@ -109,6 +111,8 @@ class HttpProvider:
         self.base_url = base_url.rstrip("/")
         self.http = http
         self.idle = default_idle(base_url) if idle is None else idle
+        self.cooling: tuple[int, float, ProviderError] | None = None
+        """What stands for the credential that failed last, until when it cools, and how it failed."""
         self.now = now
         self.memo = Memo()
         self._secrets = secrets
@@ -120,6 +124,14 @@ class HttpProvider:
         headers = await self._secrets()
         hidden = [secret for value in headers.values() if len(secret := value.removeprefix("Bearer ")) > 3]
         return {"user-agent": "triops", **headers}, Faults(asked, hidden, self._key_hint)
+
+    async def check_cool(self, request: ModelRequest) -> None:
+        """Raises, as it failed before, the credential's failure if it cools and another model can answer."""
+        if request.has_other and self.cooling is not None:
+            failed, until, failure = self.cooling
+            headers, _ = await self.sign(str(request.model.ref))
+            if failed == _stand_in(headers) and trio.current_time() < until:
+                raise failure.with_traceback(None)
 
     def stream(self, request: ModelRequest) -> "EventStream":
         return stream_reply(self, request)
@@ -145,6 +157,11 @@ class HttpProvider:
         return await self.http.get_json(self.dialect.models_url(self.base_url), headers, faults, idle=self.idle)
 
 
+def _stand_in(headers: Mapping[str, str]) -> int:
+    """What tells credentials apart and gives none of them away."""
+    return hash(frozenset(headers.items()))
+
+
 EventStream = AbstractAsyncContextManager[trio.abc.ReceiveChannel[Sequence[ProviderEvent]]]
 
 
@@ -153,10 +170,11 @@ async def stream_reply(provider: HttpProvider, request: ModelRequest) -> AsyncGe
     """Ask, and hand over what comes, one list per network read; `Provider.stream` for every format.
 
     A failure that may pass and that came before anything was streamed is announced by a `RetryNotice` and tried
-    again, at most twice and within `RETRY_BUDGET`; every other one is raised.
+    again, at most twice and within the client's patience; every other one is raised.
     """
+    await provider.check_cool(request)
     body = provider.dialect.encode(request, provider.base_url, provider.memo)
-    last_start = trio.current_time() + RETRY_BUDGET
+    last_start = trio.current_time() + provider.http.patience
     for retry, pause in enumerate((*RETRY_PAUSES, None), start=1):
         streamed = False
         try:
@@ -169,8 +187,8 @@ async def stream_reply(provider: HttpProvider, request: ModelRequest) -> AsyncGe
             delay = None if streamed or pause is None else _delay(error, pause)
             if delay is None or trio.current_time() + delay > last_start:
                 raise
-            reason = str(error)
-        yield [RetryNotice(retry, len(RETRY_PAUSES), reason, delay)]
+            reason, kind = str(error), error.kind
+        yield [RetryNotice(retry, len(RETRY_PAUSES), reason, delay, kind)]
         await trio.sleep(delay)
 
 
@@ -182,21 +200,32 @@ def _delay(error: ProviderError, pause: float) -> float | None:
 @asynccontextmanager
 async def _ask(provider: HttpProvider, request: ModelRequest, body: bytes) -> AsyncGenerator["_Answer", None]:
     headers, faults = await provider.sign(str(request.model.ref))
+    credential = _stand_in(headers)
     headers["content-type"] = "application/json"
     draft = Draft(request.model, provider.dialect.api, faults, provider.now)
+    draft.tools = {tool.name: tool.parameters for tool in request.tools}
     url = provider.dialect.chat_url(provider.base_url)
-    async with provider.http.stream("POST", url, headers, body, idle=provider.idle, sent=request.sent) as response:
+    async with provider.http.stream(
+        "POST", url, headers, body, idle=provider.idle, sent=request.sent, late=request.late
+    ) as response:
         if response.status != 200 or _document_type(response):
-            raise await _refusal(response, faults)
-        yield _Answer(response, provider.dialect.parser(draft))
+            failure = await _refusal(response, faults)
+            if failure.kind in COOLING:
+                wait = max(COOLING[failure.kind], failure.retry_after or 0)
+                provider.cooling = credential, trio.current_time() + wait, failure
+            raise failure
+        provider.cooling = None
+        yield _Answer(response, provider.dialect.parser(draft), faults, max(LIFE_LIMIT, provider.idle))
 
 
 class _Answer:
     """One stream of events while it is read."""
 
-    def __init__(self, response: Response, parser: Parser) -> None:
+    def __init__(self, response: Response, parser: Parser, faults: Faults, life: float) -> None:
         self._response = response
         self._parser = parser
+        self._faults = faults
+        self._life = life
         self._sse = SseParser()
         self._error: ProviderError | None = None
         self._over = False
@@ -208,6 +237,7 @@ class _Answer:
         if self._over:
             await self._drain()
             return []
+        limit = trio.current_time() + self._life
         while data := await self._response.read():
             batch = self._parse(data)
             if batch:
@@ -215,6 +245,8 @@ class _Answer:
                 return batch
             if self._error:
                 raise self._error
+            if trio.current_time() > limit:
+                raise self._faults.stuck(self._life)
         self._over = True
         return [self._parser.end()]
 

@@ -23,6 +23,9 @@ TELL_SECONDS = 1.0  # after which a user wants to know what is waited for
 MODEL_SECONDS = 1.0
 """How long the first words wait to be headed by their model; it was named before them, on the same connection."""
 
+STATUS_SECONDS = 0.2
+"""How long after a chat's status event the agent's may come, which has the words for it: both leave together."""
+
 Show = Callable[[tuple[Literal["head", "text"], str]], None]
 """Takes a piece of what is to be seen now, and returns at once."""
 
@@ -64,10 +67,13 @@ class Conversation:
         text, state, model = "", "aborted", None  # what stands if it is interrupted
         last: dict[str, Any] = {}
         try:
-            with self._client.events("agent") as agents, anyio.CancelScope() as self._asking:
+            events = self._client.events
+            with events("agent") as agents, events("agent") as statuses, anyio.CancelScope() as self._asking:
                 async with self._busy, self._client.chat(self._session_key, message, key=key) as run:
                     async for event in run:
                         last = event.payload
+                        if last["state"] == "status":
+                            await self._say_why(key, statuses, show)
                         if last["state"] != "delta":
                             continue
                         if not text:
@@ -107,11 +113,21 @@ class Conversation:
         """Abort what is being asked."""
         self._asking.cancel()
 
+    async def _say_why(self, run_id: str, agents: EventStream, show: Show) -> None:
+        """Say what is waited for, if the run has words for it: a failure that is tried again, another model."""
+        with anyio.move_on_after(STATUS_SECONDS), suppress(EventsLost):
+            while True:
+                event = (await agents.receive()).payload
+                if event.get("runId") == run_id and event["stream"] == "run_status":
+                    if reason := event["data"].get("reason"):
+                        show(("head", f"[{reason}]"))
+                    return
+
     async def _head(self, run_id: str, agents: EventStream, show: Show) -> str | None:
         """Say which model speaks, and why that one, if it is another than before."""
         model = None
         with anyio.move_on_after(MODEL_SECONDS), suppress(EventsLost):
-            while model is None:
+            while model is None or agents.outlet.statistics().current_buffer_used:  # the last one named is it
                 event = (await agents.receive()).payload
                 data = event.get("data", {})
                 if event.get("runId") == run_id and data.get("phase") == "model":
@@ -124,7 +140,7 @@ class Conversation:
     async def _why(self, model: str) -> str:
         default = (await self._client.request("status"))["models"]
         rows = (await self._client.request("models.list"))["models"]
-        why = default["why"] if model == default["default"] else "chosen for this session"
+        why = default["why"] if model == default["default"] else "in place of the default one"
         is_demo = any("demo" in row.get("tags", ()) for row in rows if f"{row['provider']}/{row['id']}" == model)
         return f"{why}; a demonstration model, do not expect much" if is_demo else why
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from triops.gateway.cli import models_test
 from triops.gateway.cli.failures import Failure
 from triops.gateway.cli.output import as_json, json_option, show, table
 from triops.gateway.cli.rpc import Gateway, gateway_options
@@ -12,6 +13,9 @@ from triops.gateway.cli.rpc import Gateway, gateway_options
 @click.group(short_help="List models, and add the demonstration model.")
 def command() -> None:
     """Models that the assistant can use."""
+
+
+command.add_command(models_test.command)
 
 
 @command.command("list")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from triops.agents.errors import LimitReached, ProviderError
+from triops.agents.errors import ContextOverflow, LimitReached, ProviderError
 from triops.agents.events import (
     MessageEnd,
     MessageStart,
@@ -64,6 +64,7 @@ class Stage:
         self.max_steps = max_steps
         self.wishes = Wishes()
         self.saving = 0.0
+        self.allowed = math.inf
         for name, parallel in {"look": True, "change": False}.items():
             self.add(name, self.quick, parallel=parallel)
 
@@ -88,10 +89,18 @@ class Stage:
         arrived, self.arrived = self.arrived, []
         return arrived
 
+    async def allow(self) -> None:
+        if self.allowed <= len(self.provider.requests):
+            raise LimitReached("enough")
+
     async def quick(self, args: NoArgs, context: ToolContext) -> ToolResult:
         self.started.append(context.call_id)
         await trio.lowlevel.checkpoint()
         return text_result(f"did {context.call_id}")
+
+    async def long(self, context: ToolContext) -> ToolResult:
+        self.started.append(context.call_id)
+        return text_result("x" * 20_000)
 
     async def play(self) -> AssistantMessage:
         turn = Turn(
@@ -112,6 +121,7 @@ class Stage:
             emit=self.emit,
             save=self.save,
             steer=self.steer,
+            allow=self.allow,
             report=lambda call, error: self.faults.append(error),
             mark=self.marks.append,
             now=self.now,
@@ -442,3 +452,41 @@ def test_each_start_has_its_end_and_the_transcript_is_whole_on_every_way_out(
     assert tuple(whole) == pair(whole)
     if replies and replies[0].text:
         assert settle(stage.unsaved) == tuple(replies), "all but the reply is saved"
+
+
+async def test_a_request_that_is_too_long_is_sent_smaller_once_and_said_so_and_no_tool_runs_again():
+    too_long = ContextOverflow("too long", window=1_000)
+    stage = Stage([*said("I look."), call("a")], [too_long], said("It fits."))
+    stage.add("look", lambda args, context: stage.long(context))
+    assert (await stage.play()).text == "It fits."
+    assert stage.started == ["a"] and [len(messages) for messages in stage.asked] == [1, 3, 3]
+    (notice,) = [event for event in stage.events if isinstance(event, RetryNotice)]
+    assert notice == RetryNotice(1, 1, "too long; asked again with 3 of 3 messages", 0, "context_overflow")
+    assert [request.model.context_window for request in stage.provider.requests] == [128_000, 128_000, 1_000]
+    texts = [message.text for asked in stage.asked for message in asked if isinstance(message, ToolResultMessage)]
+    assert texts[0].startswith("xxx") and texts[1] == "[Old tool result content cleared]"
+    assert [type(event) for event in stage.events].count(MessageStart) == 3
+    assert [type(event) for event in stage.events].count(MessageEnd) == 3
+
+
+async def test_a_request_that_stays_too_long_fails_as_that():
+    stage = Stage([ContextOverflow("too long", window=1_000)], [ContextOverflow("still too long", window=1_000)])
+    with pytest.raises(ContextOverflow, match="still too long"):
+        await stage.play()
+    assert len(stage.asked) == 2
+
+
+async def test_a_call_of_the_model_that_is_not_allowed_is_not_made_and_what_was_done_is_saved():
+    stage = Stage([call("a")], said("never"))
+    stage.allowed = 1
+    with pytest.raises(LimitReached, match="enough"):
+        await stage.play()
+    assert len(stage.asked) == 1 and [len(saved) for saved in stage.saves] == [2]
+
+
+async def test_a_reply_that_outgrew_the_window_is_kept_and_not_begun_again():
+    stage = Stage([*said("Once upon"), ContextOverflow("full", window=1_000)], said("never"))
+    with pytest.raises(ContextOverflow, match="full"):
+        await stage.play()
+    end = stage.events[-1]
+    assert isinstance(end, MessageEnd) and end.message.text == "Once upon" and len(stage.asked) == 1

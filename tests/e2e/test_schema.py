@@ -109,7 +109,8 @@ async def test_every_answer_and_every_event_fits(tmp_path: Path, autojump_clock:
 
 
 async def test_what_is_told_of_a_call_that_is_made_again_fits(tmp_path: Path, autojump_clock: Clock) -> None:
-    notices = [RetryNotice(attempt, 3, reason, 1.0) for attempt, reason in enumerate(("rate_limit", "server_error"), 1)]
+    kinds = "rate_limit", "server_error"
+    notices = [RetryNotice(attempt, 3, f"it said {kind}", 1.0, kind) for attempt, kind in enumerate(kinds, 1)]
     async with open_test_gateway(tmp_path, script=[[*notices, TextDelta("at last")]], virtual=True) as host:
         async with host.client() as client:
             await client.say("hi", key="k")
@@ -117,7 +118,7 @@ async def test_what_is_told_of_a_call_that_is_made_again_fits(tmp_path: Path, au
             told = [payload for payload in client.events("chat", "k") if payload["state"] == "status"]
             assert [payload.get("retry", {}).get("reason") for payload in told] == ["rate_limit", None]
             data = [payload["data"] for payload in client.events("agent", "k") if payload["stream"] == "run_status"]
-            assert [retry["reason"] for retry in data] == ["rate_limit", "server_error"]
+            assert [retry["reason"] for retry in data] == ["it said rate_limit", "it said server_error"]
 
 
 @pytest.mark.parametrize(

@@ -36,13 +36,13 @@ def test_a_status_is_a_chat_and_an_agent_event_of_one_seq() -> None:
         "phase": "starting_model",
     }
     assert (shown(agent)["stream"], shown(agent)["data"]) == ("run_status", {"phase": "starting_model"})
-    retry = {"attempt": 1, "maxAttempts": 3, "reason": "rate_limit"}
-    chat, agent = wire.status(RUN, 3, 50, "starting_model", retry)
-    assert shown(chat)["retry"] == retry
+    retry = {"attempt": 1, "maxAttempts": 3, "reason": "too many requests"}
+    chat, agent = wire.status(RUN, 3, 50, "starting_model", retry | {"kind": "rate_limit"})
+    assert shown(chat)["retry"] == retry | {"reason": "rate_limit"}
     assert shown(agent)["data"] == {"phase": "retrying", **retry}
-    chat, agent = wire.status(RUN, 3, 50, "starting_model", retry | {"reason": "server_error"})
+    chat, agent = wire.status(RUN, 3, 50, "starting_model", {"reason": "it failed", "kind": "server_error"})
     assert "retry" not in shown(chat)
-    assert shown(agent)["data"]["reason"] == "server_error"
+    assert shown(agent)["data"] == {"phase": "retrying", "reason": "it failed"}
 
 
 def test_a_delta_carries_what_is_new_and_the_whole() -> None:

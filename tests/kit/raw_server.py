@@ -54,10 +54,10 @@ class RawServer:
 
 
 @asynccontextmanager
-async def open_raw_server(answer: Callable[[Any], Answer]) -> AsyncGenerator[RawServer]:
+async def open_raw_server(answer: Callable[[Any], Answer], *, port: int = 0) -> AsyncGenerator[RawServer]:
     server = RawServer(answer)
     async with trio.open_nursery() as nursery:
-        serve = partial(trio.serve_tcp, server.serve, 0, host="127.0.0.1", backlog=1024)
+        serve = partial(trio.serve_tcp, server.serve, port, host="127.0.0.1", backlog=1024)
         listeners: list[trio.SocketListener] = await nursery.start(serve)
         server.url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
         yield server

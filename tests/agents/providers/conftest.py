@@ -1,7 +1,9 @@
 """A model server on loopback that answers by script, and requests to ask it with."""
 
 import json
-from collections.abc import Awaitable, Callable, Sequence
+import socket
+import struct
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import h11
@@ -27,7 +29,7 @@ from triops.agents.providers.sse import SseParser
 from triops.agents.providers.wire import Dialect
 
 Answer = Sequence[bytes | float | str | None]
-"""Bytes to send, seconds to wait, None to hang, `drop` to hang up."""
+"""Bytes to send, seconds to wait, None to hang, `drop` to hang up, `reset` to do that without a farewell."""
 
 
 class ModelServer:
@@ -75,6 +77,8 @@ class ModelServer:
             elif item is None:
                 await trio.sleep_forever()
             else:
+                if item == "reset" and isinstance(stream, trio.SocketStream):
+                    stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 return False
         return True
 
@@ -182,9 +186,12 @@ Parse = Callable[..., list[Any]]
 def parse() -> Parse:
     """The events of a stream of `dialect`, read in the pieces that `cuts` make."""
 
-    def read(dialect: Dialect, data: bytes, cuts: Sequence[int] = ()) -> list[Any]:
+    def read(
+        dialect: Dialect, data: bytes, cuts: Sequence[int] = (), tools: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> list[Any]:
         model = ModelInfo(ref=ModelRef("mock", "mock-1"), cost=Prices(1, 2, 0.5, 4))
         draft = Draft(model, dialect.api, Faults("mock/mock-1"), lambda: 42)
+        draft.tools = tools or {}
         parser, sse = dialect.parser(draft), SseParser()
         found: list[Any] = []
         for start, end in zip([0, *cuts], [*cuts, len(data)], strict=True):

@@ -164,3 +164,12 @@ def test_what_goes_wrong_in_a_stream_is_typed(parse, stream, kind, retryable):
     with pytest.raises(ProviderError) as caught:
         parse(MESSAGES, stream)
     assert (caught.value.kind, caught.value.retryable) == (kind, retryable)
+
+
+def test_a_reply_that_the_model_refused_is_a_refusal(parse):
+    stopped = (
+        b'data: {"type": "message_delta", "delta": {"stop_reason": "refusal"}}\n\ndata: {"type": "message_stop"}\n\n'
+    )
+    with pytest.raises(ProviderError) as caught:
+        parse(MESSAGES, stopped)
+    assert caught.value.kind == "refusal"

@@ -150,3 +150,32 @@ def test_retry_after_is_seconds_or_a_date(headers: dict[str, str], seconds: floa
 def test_an_error_within_a_stream_has_its_class(error: object, kind: str):
     fault = Faults("mock/m").event(error)
     assert fault.kind == kind and fault.status is None and "in its stream" in str(fault)
+
+
+@pytest.mark.parametrize(
+    ("words", "window"),
+    [
+        ("This model's maximum context length is 8192 tokens, however you requested 9000", 8192),
+        ("prompt is too long: 210000 tokens > 200000 maximum", 200_000),
+        ("the request exceeds the available context size (4096 tokens), try increasing it", 4096),
+        ('exceed_context_size_error", "n_prompt_tokens": 9000, "n_ctx": 2048', 2048),
+        ("the request exceeds the available context size. try increasing the context size", None),
+    ],
+)
+def test_an_overflow_tells_what_the_model_takes_and_what_to_do(words: str, window: int | None):
+    error = Faults("mock/mock-1").answer(400, {}, words.encode())
+    assert isinstance(error, ContextOverflow) and error.window == window
+    assert "begin a new session" in str(error) and (f"set contextWindow to {window}" in str(error)) == bool(window)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "registry.ollama.ai/library/gemma:2b does not support tools",
+        "tools param requires --jinja flag",
+        '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set',
+    ],
+)
+def test_a_model_without_tools_is_told_how_to_be_asked_without(words: str):
+    error = Faults("mock/mock-1").answer(400, {}, json.dumps({"error": {"message": words}}).encode())
+    assert error.kind == "format" and "set compat.supportsTools of this model to false" in str(error)

@@ -25,6 +25,7 @@ from triops.agents.providers.http import (
     HttpClient,
     default_idle,
 )
+from triops.agents.providers.routes import Trust
 
 KEY = "canary-9f2d77aa"
 FAULTS = Faults("it")
@@ -379,3 +380,119 @@ async def test_https_to_a_plain_port_says_so(server, http, failing):
 async def test_nobody_there_over_https_is_a_connection_error(http, failing, closed_port):
     error = await failing(http, f"https://127.0.0.1:{closed_port}")
     assert (error.kind, error.retryable) == ("connection", True) and "could not connect" in str(error)
+
+
+class ProxyServer:
+    """Hears CONNECT, answers it with `answer`, and then passes everything on to `port`."""
+
+    def __init__(self, port: int, answer: bytes = b"HTTP/1.1 200 Go\r\n\r\n") -> None:
+        self.port = port
+        self.answer = answer
+        self.heads: list[bytes] = []
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += bytes(await stream.receive_some(1))
+        self.heads.append(head)
+        await stream.send_all(self.answer)
+        if b" 200 " not in self.answer:
+            await stream.aclose()
+            return
+        async with await trio.open_tcp_stream("127.0.0.1", self.port) as other, trio.open_nursery() as both:
+            both.start_soon(self._pass, stream, other, both.cancel_scope)
+            both.start_soon(self._pass, other, stream, both.cancel_scope)
+
+    async def _pass(self, source: trio.abc.Stream, sink: trio.abc.Stream, scope: trio.CancelScope) -> None:
+        try:
+            async for data in source:
+                await sink.send_all(bytes(data))
+        except trio.BrokenResourceError:
+            pass
+        scope.cancel()
+
+
+@pytest.fixture
+def proxied(nursery):
+    """A client behind a proxy that leads to a port."""
+
+    async def client(proxy: ProxyServer, scheme: str = "https", **more: Any) -> HttpClient:
+        listeners = await nursery.start(trio.serve_tcp, proxy.serve, 0)
+        port = listeners[0].socket.getsockname()[1]
+        return HttpClient(environ={f"{scheme.upper()}_PROXY": f"http://me:secret@127.0.0.1:{port}"}, **more)
+
+    return client
+
+
+async def test_https_goes_through_a_tunnel_and_the_server_does_not_see_the_proxys_login(server, secure_url, proxied):
+    proxy = ProxyServer(int(secure_url.rpartition(":")[2]))
+    client = await proxied(proxy, trust={"model.test": Trust(anything=True)})
+    server.answers = [[OK]]
+    for _ in range(2):
+        assert await client.get_json("https://model.test/v1/models", {}, FAULTS) == {}
+    (head,) = proxy.heads
+    assert head.startswith(b"CONNECT model.test:443 HTTP/1.1\r\n") and b"proxy-authorization: Basic bWU6" in head
+    assert server.asked[0].target == b"/v1/models" and server.header("proxy-authorization") is None
+    await client.aclose()
+
+
+async def test_http_through_a_proxy_names_the_whole_address(server, nursery):
+    server.answers = [[OK]]
+    client = HttpClient(environ={"http_proxy": server.url.replace("//", "//me:secret@")})
+    assert await client.get_json("http://model.test:8080/v1/models?a=b", {}, FAULTS) == {}
+    assert server.asked[0].target == b"http://model.test:8080/v1/models?a=b"
+    assert server.header("host") == "model.test:8080" and server.header("proxy-authorization") == "Basic bWU6c2VjcmV0"
+    await client.aclose()
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"HTTP/1.1 407 No\r\ncontent-length: 0\r\n\r\n", "it wants another login"),
+        (b"HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n", "HTTP 503"),
+        (b"SSH-2.0-OpenSSH\r\n\r\n", "it is no HTTP proxy, or hung up"),
+        (b"", "it is no HTTP proxy, or hung up"),
+    ],
+)
+async def test_a_proxy_that_refuses_is_named_with_its_variable(proxied, failing, answer, words):
+    client = await proxied(ProxyServer(0, answer))
+    error = await failing(client, "https://model.test/v1")
+    assert error.kind == "connection" and f"does not connect to model.test:443 ({words})" in str(error)
+    assert "correct HTTPS_PROXY" in str(error) and "secret" not in str(error)
+
+
+async def test_a_proxy_that_is_not_there_is_said_to_be_the_proxy(failing, closed_port):
+    client = HttpClient(environ={"HTTPS_PROXY": f"http://127.0.0.1:{closed_port}"})
+    error = await failing(client, "https://model.test/v1")
+    assert f"could not connect to the proxy 127.0.0.1:{closed_port}, named in HTTPS_PROXY" in str(error)
+
+
+@pytest.mark.parametrize("how", ["SSL_CERT_FILE", "ca", "PEM", "anything"])
+async def test_a_certificate_of_ones_own_is_believed_by_choice(server, secure_url, authority, how):
+    server.answers = [[OK]]
+    pem = authority.read_text()
+    trust = {
+        "ca": Trust(str(authority)),
+        "PEM": Trust(pem[: pem.index("-----BEGIN PRIVATE")]),
+        "anything": Trust("", True),
+    }
+    name = secure_url.removeprefix("https://")
+    client = HttpClient(
+        environ={"SSL_CERT_FILE": str(authority)} if how == "SSL_CERT_FILE" else {},
+        trust={name: trust[how]} if how in trust else {},
+    )
+    assert await client.get_json(secure_url, {}, FAULTS) == {}
+    await client.aclose()
+
+
+@pytest.mark.parametrize(("patience", "told"), [(5, 1), (0, 0), (20, 0)])
+async def test_an_answer_over_tls_that_comes_late_is_told_of_and_arrives(
+    server, secure_url, authority, patient_clock, patience, told
+):
+    server.answers = [[10.0, OK]]
+    client = HttpClient(tls=ssl.create_default_context(cafile=str(authority)), patience=patience)
+    words: list[str] = []
+    async with client.stream("GET", secure_url, {}, idle=30, late=words.append) as response:
+        assert await response.body() == b"{}"
+    assert len(words) == told
+    await client.aclose()

@@ -233,3 +233,33 @@ def test_lying_usage_does_no_harm(parse, lie):
     numbers = msgspec.structs.astuple(done.message.usage)[:5]
     assert all(isinstance(number, int) and 0 <= number <= 1 << 55 for number in numbers)
     assert msgspec.json.decode(msgspec.json.encode(done.message))
+
+
+def test_a_call_that_was_written_as_text_is_a_call_and_what_is_held_back_at_the_end_is_told(parse):
+    stream = sse(
+        delta(content="Let me see. <tool_"), delta(content='call>{"name": "read", "arguments": {}}'), delta("stop")
+    )
+    *events, done = parse(COMPLETIONS, stream, tools={"read": {}})
+    assert [type(event) for event in events] == [TextDelta, ToolCallDelta, ToolCallDelta]
+    assert (done.message.stop_reason, done.message.text) == ("toolUse", "Let me see. ")
+    less = sse(delta(content="1 <"), delta("stop"))
+    assert parse(COMPLETIONS, less, tools={"read": {}})[:2] == [TextDelta("1 "), TextDelta("<")]
+
+
+def test_content_may_come_in_parts_and_ids_as_numbers(parse):
+    parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "Hi"}]
+    stream = sse(delta(content=parts), delta(tool_calls=[fragment("{}", id=7, name="read")]), delta("stop"))
+    assert parse(COMPLETIONS, stream)[-1].message.content == (Thinking("hm"), Text("Hi"), ToolCall("7", "read", {}))
+
+
+def test_a_reply_that_a_filter_withheld_is_a_refusal(parse):
+    with pytest.raises(ProviderError, match="would not answer") as caught:
+        parse(COMPLETIONS, sse(delta("content_filter")))
+    assert caught.value.kind == "refusal" and not caught.value.retryable
+    assert parse(COMPLETIONS, sse(delta("content_filter", content="Well")))[-1].message.text == "Well"
+
+
+def test_cached_tokens_are_counted_in_deepseeks_way_too(parse):
+    told = {"choices": [], "usage": {"prompt_tokens": 10, "completion_tokens": 1, "prompt_cache_hit_tokens": 8}}
+    usage = parse(COMPLETIONS, sse(delta("stop", content="Hi"), told))[-1].message.usage
+    assert (usage.input, usage.cache_read) == (2, 8)

@@ -116,3 +116,10 @@ def test_what_goes_wrong_in_a_stream_is_typed(parse, stream, kind, retryable):
     with pytest.raises(ProviderError) as caught:
         parse(RESPONSES, stream)
     assert (caught.value.kind, caught.value.retryable) == (kind, retryable)
+
+
+def test_a_reply_that_a_filter_withheld_is_a_refusal(parse):
+    said = {"type": "response.incomplete", "response": {"incomplete_details": {"reason": "content_filter"}}}
+    with pytest.raises(ProviderError) as caught:
+        parse(RESPONSES, b"data: " + json.dumps(said).encode() + b"\n\n")
+    assert caught.value.kind == "refusal"

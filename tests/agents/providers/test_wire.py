@@ -97,7 +97,11 @@ async def test_what_may_pass_is_tried_again_twice_and_said(server, provider, ask
                 events += batch
     assert caught.value.kind == "server_error" and len(server.asked) == 3
     reason = "mock/mock-1 request failed (provider internal error, HTTP 500)"
-    assert events == [RetryNotice(1, 2, reason, 0.5), RetryNotice(2, 2, reason, 2.0)] and str(caught.value) == reason
+    kind = caught.value.kind
+    assert (
+        events == [RetryNotice(1, 2, reason, 0.5, kind), RetryNotice(2, 2, reason, 2.0, kind)]
+        and str(caught.value) == reason
+    )
     assert 2.5 <= trio.current_time() - start < 3
 
 
@@ -321,3 +325,60 @@ async def test_warming_shows_a_refused_key(server, provider, ask):
     with pytest.raises(ProviderError) as caught:
         await provider.warm(ask().model, "")
     assert caught.value.kind == "auth" and KEY not in caught.value.detail
+
+
+async def test_a_long_silence_is_told_of_before_it_is_given_up(server, provider, hello, ask, patient_clock):
+    server.answers = [[OPEN, 25.0, b"".join(map(chunk, hello)), b"0\r\n\r\n"]]
+    told: list[tuple[float, str]] = []
+    start = trio.current_time()
+    with trio.fail_after(60):
+        async with provider.stream(ask(late=lambda words: told.append((trio.current_time(), words)))) as batches:
+            async for _ in batches:
+                pass
+    ((when, words),) = told
+    assert 20 <= when - start < 22 and words.endswith(" has been silent for 20 s; it is given up after 30 s")
+
+
+async def test_signs_of_life_without_an_answer_are_not_borne_for_ever(server, provider, ask, collect, patient_clock):
+    server.answers = [[OPEN, *[20.0, chunk(b": still here\n\n")] * 40]]
+    start = trio.current_time()
+    with pytest.raises(ProviderError, match="signs of life for 600 s") as caught, trio.fail_after(900):
+        async with provider.stream(ask()) as batches:
+            async for _ in batches:
+                pass
+    assert caught.value.kind == "timeout" and 600 <= trio.current_time() - start < 625
+
+
+async def test_a_refused_key_cools_while_another_model_answers_and_no_other_key_does(
+    server, http, hello, ask, collect, patient_clock
+):
+    keys = ["first-key"]
+    provider = OpenAICompletionsProvider(id="mock", base_url=server.url, http=http, api_key=lambda: keys[-1])
+    server.answers = [[failure(401)], [failure(401)], [whole(*hello)]]
+    for has_other, asked in ((True, 1), (True, 1), (False, 2)):
+        with pytest.raises(ProviderError) as caught:
+            await collect(provider, ask(has_other=has_other))
+        assert caught.value.kind == "auth" and len(server.asked) == asked
+    keys.append("second-key")
+    assert (await collect(provider, ask(has_other=True)))[-1].message.text == "Hello"
+
+
+async def test_a_key_is_asked_again_once_it_cooled(server, provider, hello, ask, collect, patient_clock):
+    server.answers = [[failure(429, headers="retry-after: 90\r\n")], [whole(*hello)]]
+    for wait, asked in ((0, 1), (80, 1)):
+        await trio.sleep(wait)
+        with pytest.raises(ProviderError, match="it asks to wait 90 s"):
+            await collect(provider, ask(has_other=True))
+        assert len(server.asked) == asked
+    await trio.sleep(15)
+    assert (await collect(provider, ask(has_other=True)))[-1].message.text == "Hello"
+
+
+async def test_a_busy_provider_is_tried_again_before_another_model_is(server, provider, ask, collect, patient_clock):
+    server.answers = [[failure(429)]]
+    with pytest.raises(ProviderError, match="too many requests"):
+        await collect(provider, ask(has_other=True))
+    assert len(server.asked) == 3
+    with pytest.raises(ProviderError, match="too many requests"):
+        await collect(provider, ask(has_other=True))
+    assert len(server.asked) == 3, "while it cools the other one has its turn"

@@ -22,6 +22,11 @@ class Called(NamedTuple):
     authorization: str | None
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing: who asks may hang up."""
+
+
 class FakeGateway:
     """Answers `/rpc/<method>` from `answers`: a payload, or (status, body)."""
 
@@ -55,7 +60,7 @@ class FakeGateway:
             def log_message(self, format: str, *args: Any) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
