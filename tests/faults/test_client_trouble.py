@@ -112,18 +112,21 @@ async def test_who_comes_back_in_the_middle_sees_what_runs_and_its_end(tmp_path:
 
 
 def long_thought(events: int) -> list[Step]:
-    """A reply whose events do not merge, before its text."""
-    return [[*[ThinkingDelta("hm ")] * events, TextDelta("Done.")]]
+    """A reply whose events do not merge."""
+    return [[*[ThinkingDelta("hm "), TextDelta("so ")] * events, TextDelta("Done.")]]
 
 
 async def test_ten_of_a_hundred_watchers_that_read_nothing_hold_nobody_up(
     tmp_path: Path, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbox, "MAX_FRAMES", 32)  # the real limit would be a thousand frames for each of the hundred
-    async with open_test_gateway(tmp_path, virtual=True, script=long_thought(60)) as host:
+    async with open_test_gateway(tmp_path, virtual=True, script=2 * long_thought(60)) as host:
         async with trio.open_nursery() as nursery:
             reading = [await watcher(host, nursery) for _ in range(90)]
             stalled = [await watcher(host, nursery, lockstep=True) for _ in range(10)]
+            await reading[0].say("think", key="before")
+            await reading[0].terminal("before")
+            await trio.sleep(2)  # for so long the first write to each of the ten is under way
             began = trio.current_time()
             await reading[0].say("think", key="k")
             for client in reading:
