@@ -77,6 +77,22 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     params: tuple[tuple[str, Any], ...] = ()
 
 
+def possible(info: ModelInfo) -> tuple[ModelInfo, list[str]]:
+    """The model without numbers that cannot be, and what was wrong, in words; `max_tokens` is cut at the window."""
+    usual, said = ModelInfo(ref=info.ref), list[str]()
+    window, most, cost = info.context_window, info.max_tokens, info.cost
+    if window < 1:
+        said.append(f"a contextWindow of {window} cannot be; {usual.context_window} is used")
+        window = usual.context_window
+    if most < 1:
+        said.append(f"a maxTokens of {most} cannot be; {min(usual.max_tokens, window)} is used")
+        most = min(usual.max_tokens, window)
+    if min(msgspec.structs.astuple(cost)) < 0:
+        said.append("a price below 0 cannot be; 0 is used")
+        cost = Prices(*(max(0, price) for price in msgspec.structs.astuple(cost)))
+    return msgspec.structs.replace(info, context_window=window, max_tokens=min(most, window), cost=cost), said
+
+
 class ToolSchema(msgspec.Struct, frozen=True):
     """A tool as the model sees it; `parameters` is a JSON Schema of an object."""
 

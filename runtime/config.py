@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, NewType, cast, get_args
 
 import msgspec
 
-from triops.agents.model import Compat, InputKind, ModelInfo, ModelRef, Prices
+from triops.agents.model import Compat, InputKind, ModelInfo, ModelRef, Prices, possible
 from triops.runtime.paths import Paths
 from triops.runtime.secrets import Secret
 
@@ -195,9 +195,9 @@ class ModelConfig(msgspec.Struct, frozen=True, rename="camel"):
     """What it takes: `text`, `image`."""
     cost: Prices = Prices()
     """USD per million tokens."""
-    context_window: Count = 128_000
+    context_window: int = 128_000
     """Tokens, prompt and reply together."""
-    max_tokens: Count | None = None
+    max_tokens: int | None = None
     """Tokens of one reply, 8,192 unless set. A request asks for half of the context window at most."""
     compat: Compat = Compat()
     """Where it differs from its wire format's reference."""
@@ -402,22 +402,23 @@ def join(path: str, key: str) -> str:
 
 
 def configured_models(config: Config) -> dict[ModelRef, ModelInfo]:
-    """The models that stand in the configuration, in its order; `max_tokens` never above `context_window`."""
+    """The models that stand in the configuration, in its order, without what cannot be."""
     return {
         info.ref: info
         for id, provider in config.models.providers.items()
-        for info in (_model_info(id, provider, model) for model in provider.models)
+        for info in (possible(written_model(id, provider, model))[0] for model in provider.models)
     }
 
 
-def _model_info(provider_id: str, provider: ProviderConfig, model: ModelConfig) -> ModelInfo:
+def written_model(provider_id: str, provider: ProviderConfig, model: ModelConfig) -> ModelInfo:
+    """A model as it stands in the configuration, possible or not."""
     kinds = tuple(kind for kind in get_args(InputKind) if kind in model.input)
     return ModelInfo(
         ref=ModelRef(provider_id, model.id),
         name=model.name or model.id,
         api=model.api or endpoint_of(provider_id, provider)[0],
         context_window=model.context_window,
-        max_tokens=min(model.max_tokens or 8_192, model.context_window),
+        max_tokens=8_192 if model.max_tokens is None else model.max_tokens,
         input=cast("tuple[InputKind, ...]", kinds) or ("text",),
         reasoning=model.reasoning,
         cost=model.cost,

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec.structs import replace
 
+from triops.agents.model import possible
 from triops.agents.providers import APIS
 from triops.runtime.config import (
     KEYED,
@@ -24,6 +25,7 @@ from triops.runtime.config import (
     endpoint_of,
     join,
     local_servers,
+    written_model,
 )
 from triops.runtime.config_reader import ConfigError, ConfigReader, Fault, Notice
 from triops.runtime.paths import Paths
@@ -264,7 +266,7 @@ def _check_providers(config: Config, reader: ConfigReader) -> None:
             reader.fault(path, "is no provider id", "use a name without a slash")
         _check_endpoint(id, provider, path, reader)
         for index, model in enumerate(provider.models):
-            _check_model(model, f"{path}.models[{index}]", reader)
+            _check_model(id, provider, model, f"{path}.models[{index}]", reader)
     for name in config.agents.defaults.models:
         if "/" not in name:
             reader.warn(join("agents.defaults.models", name), "is no provider/model; not used")
@@ -309,11 +311,14 @@ def _check_url(text: str, path: str, reader: ConfigReader) -> None:
         reader.fault(path, "is no http(s) URL", 'write one such as "http://127.0.0.1:1234"')
 
 
-def _check_model(model: ModelConfig, path: str, reader: ConfigReader) -> None:
+def _check_model(id: str, provider: ProviderConfig, model: ModelConfig, path: str, reader: ConfigReader) -> None:
     if model.api is not None:
         _check_api(model.api, f"{path}.api", reader)
-    most = max(1, model.context_window // 2)
+    info, said = possible(written_model(id, provider, model))
+    for words in said:
+        reader.warn(path, f"{model.id}: {words}")
+    most = max(1, info.context_window // 2)
     if model.max_tokens is not None and model.max_tokens > most:
-        half = "" if model.max_tokens > model.context_window else "half of "
-        excess = f"{model.max_tokens} of {model.id} is more than {half}its contextWindow {model.context_window}"
+        half = "" if model.max_tokens > info.context_window else "half of "
+        excess = f"{model.max_tokens} of {model.id} is more than {half}its contextWindow {info.context_window}"
         reader.warn(f"{path}.maxTokens", f"{excess}; a request asks for at most {most}, half of the window")

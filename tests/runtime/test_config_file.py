@@ -275,6 +275,25 @@ def test_ollamas_own_format_is_said_to_be_replaced(load: Load):
 
 
 @pytest.mark.parametrize(
+    ("written", "said", "window", "most", "price"),
+    [
+        ("contextWindow: 0", "a contextWindow of 0 cannot be; 128000 is used", 128_000, 8_192, 0),
+        ("contextWindow: -1, maxTokens: 9", "a contextWindow of -1 cannot be; 128000 is used", 128_000, 9, 0),
+        ("contextWindow: 100, maxTokens: -5", "a maxTokens of -5 cannot be; 100 is used", 100, 100, 0),
+        ("maxTokens: 0", "a maxTokens of 0 cannot be; 8192 is used", 128_000, 8_192, 0),
+        ("cost: {input: -1, output: 2}", "a price below 0 cannot be; 0 is used", 128_000, 8_192, 2),
+    ],
+)
+def test_a_number_that_cannot_be_is_said_and_stops_nothing(
+    load: Load, written: str, said: str, window: int, most: int, price: float
+):
+    loaded = load(f"{{models: {{providers: {{p: {{baseUrl: 'http://x', models: [{{id: 'm', {written}}}]}}}}}}}}")
+    assert warnings(loaded) == [f"models.providers.p.models[0]: m: {said}"]
+    (info,) = configured_models(loaded.config).values()
+    assert (info.context_window, info.max_tokens, info.cost.input, info.cost.output) == (window, most, 0, price)
+
+
+@pytest.mark.parametrize(
     ("most", "said"),
     [
         (1_001, "1001 of m is more than its contextWindow 1000; a request asks for at most 500, half of the window"),
