@@ -6,7 +6,7 @@ what one network read held, so that a burst of fragments costs one hand-over.
 
 from collections.abc import AsyncIterable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import msgspec
 
@@ -207,5 +207,19 @@ class Provider(Protocol):
         """Make the first turn of `model` cost what a later one costs (load weights, open a connection, prefill).
 
         `system` is the system prompt that a turn would send. Called under a deadline; may raise `ProviderError`.
+        """
+        ...
+
+
+@runtime_checkable
+class Authenticating(Protocol):
+    """What a provider has besides whose credential must be fetched or refreshed before it can be used."""
+
+    async def prepare_auth(self) -> int | None:
+        """Make the credential ready, so that the first message does not wait for it; when it expires, in epoch
+        milliseconds, or None if that is not known.
+
+        Called by the warm-up under a deadline, before `discover`. Raises `ProviderError` of kind `auth` when there is
+        none; the words, which become the provider's state, say how to get one.
         """
         ...

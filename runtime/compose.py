@@ -211,4 +211,7 @@ async def _embedded(stack: AsyncExitStack, paths: Paths) -> Provider:
 def _catalog(config: Config, providers: tuple[ProviderEntry, ...]) -> ModelCatalog:
     defaults = config.agents.defaults
     aliases = {setting.alias: ref for ref, setting in defaults.models.items() if setting.alias}
-    return ModelCatalog(providers, aliases=aliases, default=defaults.model.primary)
+    choices = (defaults.model, *(entry.model for entry in config.agents.entries.values()))
+    named = [name for choice in choices for name in (choice.primary, *choice.fallbacks) if name]
+    named += [*aliases.values(), *filter(None, [defaults.heartbeat.model])]
+    return ModelCatalog(providers, aliases=aliases, default=defaults.model.primary, named=tuple(dict.fromkeys(named)))
