@@ -37,6 +37,8 @@ class ProviderState(msgspec.Struct, frozen=True, kw_only=True):
     """How long its warm-up took."""
     expires: int | None = None
     """When its credential does, in epoch milliseconds, as far as that is known."""
+    kind: str = ""
+    """The class of its failure, such as `auth`."""
     transient: bool = False
     """It failed in a way that passes: it is asked again by itself."""
 
@@ -47,6 +49,8 @@ class ProviderEntry(msgspec.Struct, frozen=True, kw_only=True):
     provider: Provider
     why: str
     models: tuple[ModelInfo, ...] = ()
+    key: Literal["config", "env"] | None = None
+    """Where its key stands, if it has one."""
     others: Mapping[str, Provider] = {}
     """By wire format, who serves those models that have another one than the provider."""
 
@@ -154,7 +158,7 @@ class ModelCatalog:
         near = difflib.get_close_matches(name, [*map(str, self._models), *self._aliases], n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else "; `triops models list` shows what is known"
         if len(several := self._of_id(name)) > 1:
-            return f"{name!r} is not one model: write {' or '.join(map(str, several[:5]))}"
+            return f"{name!r} is not one model: write {' or '.join(sorted(map(str, several))[:5])}"
         if ref is None or ref.provider not in self._entries:
             remedy = f"; {key_hint(ref.provider)}" if ref is not None and ref.provider in KEYED else hint
             known = ", ".join(self._entries) or "none"
@@ -186,6 +190,7 @@ class ModelCatalog:
         reason: str = "",
         ms: int | None = None,
         expires: int | None = None,
+        kind: str = "",
         transient: bool = False,
     ) -> None:
         """How a provider's warm-up stands."""
@@ -199,6 +204,7 @@ class ModelCatalog:
             models=count,
             ms=ms,
             expires=expires or before.expires,
+            kind=kind,
             transient=transient,
         )
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+import msgspec
+
 from triops.agents.errors import ErrorKind, ProviderError
 from triops.agents.model import ModelInfo, ModelRequest, Provider
 from triops.agents.providers import APIS, open_provider
@@ -65,7 +67,7 @@ def provider_entries(
     for id in KEYED:
         if environ.get(key_variable(id)) and id not in taken:
             found = _configured(id, ProviderConfig(), environ, [], http, redactor)
-            entries.append(ProviderEntry(provider=found.provider, why=f"{key_variable(id)} is set"))
+            entries.append(msgspec.structs.replace(found, why=f"{key_variable(id)} is set"))
     if "codex" not in taken and (login := _login_file(environ)).is_file():
         provider = open_provider("codex", login_file=login, http=http)
         entries.append(ProviderEntry(provider=provider, why="the Codex CLI is logged in"))
@@ -115,7 +117,8 @@ def _configured(
         return open_provider(api, **given, **login)
 
     others = {api: opened(api) for api in {info.api for info in models} - {main}}
-    return ProviderEntry(provider=opened(main), why="configured", models=tuple(models), others=others)
+    source = "config" if provider.api_key else "env" if key else None
+    return ProviderEntry(provider=opened(main), why="configured", models=tuple(models), key=source, others=others)
 
 
 def _login_file(environ: Mapping[str, str]) -> Path:

@@ -240,7 +240,8 @@ class Warmup:
             late = isinstance(error, trio.TooSlowError)
             transient = late or isinstance(error, OSError) or (isinstance(error, ProviderError) and error.retryable)
             reason = slow if late else str(error) or type(error).__name__
-            self._catalog.report(id, "failed", reason=reason, ms=_since(start), transient=transient)
+            kind = error.kind if isinstance(error, ProviderError) else "unclassified"
+            self._catalog.report(id, "failed", reason=reason, ms=_since(start), kind=kind, transient=transient)
             if transient:
                 self._lost.set()
         now = self._catalog.state(id)
