@@ -116,7 +116,7 @@ async def test_what_a_provider_is_asked_with_is_told_by_its_kind_and_never_by_it
     no_key = ProviderError("auth", "set LAB_API_KEY")
     account = Account("account")
     entries = (
-        ProviderEntry(provider=Listing("keyed"), why="test", key="env"),
+        ProviderEntry(provider=Listing("keyed", "k"), why="test", key="env"),
         ProviderEntry(provider=Listing("open"), why="test"),
         ProviderEntry(provider=Listing("keyless", failure=no_key), why="test", models=(info("keyless", "m"),)),
         ProviderEntry(
@@ -124,7 +124,8 @@ async def test_what_a_provider_is_asked_with_is_told_by_its_kind_and_never_by_it
         ),
         ProviderEntry(provider=account, why="test"),
     )
-    async with open_test_gateway(tmp_path, config={}, providers=entries) as host:
+    config = {"agents": {"defaults": {"model": "keyed/k"}}}
+    async with open_test_gateway(tmp_path, config=config, providers=entries) as host:
 
         async def status() -> dict[str, Any]:
             rows = (await host.rpc("models.authStatus", {"refresh": True}))["providers"]
@@ -141,4 +142,4 @@ async def test_what_a_provider_is_asked_with_is_told_by_its_kind_and_never_by_it
         assert rows["keyed"]["apiKey"] == {"source": "env"} and "apiKey" not in rows["open"]
         assert rows["keyless"]["reason"] == "set LAB_API_KEY"
         reasons = {row["provider"]: row.get("unavailableReason") for row in (await host.rpc("models.list"))["models"]}
-        assert reasons == {"keyless": "missing-auth", "refused": "auth-failed"}
+        assert reasons == {"keyed": None, "keyless": "missing-auth", "refused": "auth-failed"}
