@@ -21,7 +21,7 @@ COMMANDS = {
     "gateway": "Run, start, stop, look at and call the gateway.",
     "cron": "Add, list, run and remove scheduled jobs.",
     "sessions": "List sessions and send to them.",
-    "models": "List models, and add the demonstration model.",
+    "models": "List, choose and add models.",
     "logs": "Show what the gateway logged.",
     "bench": "Measure what a person waits for.",
 }
