@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, NewType, cast, get_args
 import msgspec
 
 from triops.agents.model import Compat, InputKind, ModelInfo, ModelRef, Prices, possible
+from triops.agents.providers import plugins
 from triops.runtime.paths import Paths
 from triops.runtime.secrets import Secret
 
@@ -244,6 +245,8 @@ LOCAL = {"ollama": "Ollama", "lmstudio": "LM Studio", "llamacpp": "llama.cpp"}
 def endpoint_of(id: str, provider: ProviderConfig) -> tuple[str, str | None]:
     """The wire format of a provider, and where it is; None if nobody said."""
     api, url = ENDPOINTS.get(id, ("openai-completions", None))
+    if id not in ENDPOINTS and provider.api is None and provider.base_url is None and id in plugins():
+        api = id
     return provider.api or api, provider.base_url or url
 
 

@@ -14,7 +14,7 @@ import msgspec
 from msgspec.structs import replace
 
 from triops.agents.model import possible
-from triops.agents.providers import APIS
+from triops.agents.providers import APIS, plugins
 from triops.runtime.config import (
     KEYED,
     AuthConfig,
@@ -277,7 +277,7 @@ def _check_default(config: Config, reader: ConfigReader) -> None:
     defaults, providers = config.agents.defaults, config.models.providers
     name = defaults.model.primary or ""
     id, slash, _ = name.partition("/")
-    if not slash or id in {*providers, *KEYED, *local_servers(config), "codex", "scripted", "local"}:
+    if not slash or id in {*providers, *KEYED, *local_servers(config), "codex", "scripted", "local", *plugins()}:
         return
     aliases = {(setting.alias or "").lower() for setting in defaults.models.values()}
     if name.lower() not in aliases and all(name != model.id for entry in providers.values() for model in entry.models):
@@ -295,8 +295,9 @@ def _check_endpoint(id: str, provider: ProviderConfig, path: str, reader: Config
 
 
 def _check_api(api: str, path: str, reader: ConfigReader) -> None:
-    if api not in APIS:
-        reader.warn(path, f"{api!r} is not supported, so what it serves cannot be asked; known: {', '.join(APIS)}")
+    if api not in APIS and api not in plugins():
+        known = ", ".join([*APIS, *plugins()])
+        reader.warn(path, f"{api!r} is not supported, so what it serves cannot be asked; known: {known}")
     elif api == "ollama":
         reader.warn(path, "Ollama is asked in OpenAI's format: its OLLAMA_CONTEXT_LENGTH holds, not contextWindow")
 

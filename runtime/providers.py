@@ -11,7 +11,7 @@ import msgspec
 
 from triops.agents.errors import ErrorKind, ProviderError
 from triops.agents.model import ModelInfo, ModelRequest, Provider
-from triops.agents.providers import APIS, open_provider
+from triops.agents.providers import APIS, open_provider, plugins
 from triops.agents.providers.http import HttpClient
 from triops.runtime.config import (
     ENDPOINTS,
@@ -28,6 +28,7 @@ from triops.runtime.config import (
 )
 from triops.runtime.logs import Redactor
 from triops.runtime.models import ProviderEntry
+from triops.runtime.plugins import open_plugin
 from triops.runtime.secrets import Secret
 
 
@@ -71,6 +72,10 @@ def provider_entries(
     if "codex" not in taken and (login := _login_file(environ)).is_file():
         provider = open_provider("codex", login_file=login, http=http)
         entries.append(ProviderEntry(provider=provider, why="the Codex CLI is logged in"))
+    named = {provider.api for provider in config.models.providers.values()}
+    for name in sorted(plugins().keys() - taken - named):
+        found = _configured(name, ProviderConfig(), environ, [], http, redactor)
+        entries.append(msgspec.structs.replace(found, why=f"its plugin {plugins()[name].value} is installed"))
     for id in local_servers(config):
         api, url = ENDPOINTS[id]
         provider = open_provider(api, id=id, base_url=url, http=http, discover=True)
@@ -109,6 +114,8 @@ def _configured(
     given = {name: value for name, value in settings.items() if value is not None}
 
     def opened(api: str) -> Provider:
+        if api in plugins():
+            return open_plugin(api, given)
         if api not in APIS:
             return Unserved(id, "unclassified", f"its api {api!r} is not supported; known: {', '.join(APIS)}")
         if id in KEYED and not (key or provider.base_url or provider.headers):
