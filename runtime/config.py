@@ -362,6 +362,33 @@ class ToolsConfig(msgspec.Struct, frozen=True, rename="camel"):
     """Wins over `allow`."""
 
 
+class SecretSource(msgspec.Struct, frozen=True, rename="camel"):
+    """Where secrets lie that `{source, provider, id}` refers to; variables need none."""
+
+    source: Literal["env", "file", "exec"] = "env"
+    """A file, or a command that says them."""
+    path: str | None = None
+    """The file."""
+    mode: Literal["json", "singleValue"] = "json"
+    """An object, in which `id` is a JSON pointer, or the secret alone."""
+    command: str | None = None
+    """The program, by its absolute path. It is run when a provider's key is first needed and after one was refused,
+    gets `{"protocolVersion": 1, "provider": …, "ids": [id]}` and says `{"values": {id: …}}`, or the key alone."""
+    args: tuple[str, ...] = ()
+    """Its arguments."""
+    pass_env: tuple[str, ...] = ()
+    """The variables that it gets, beside HOME and PATH."""
+    timeout_ms: Count = 10_000
+    """How long it may take."""
+
+
+class SecretsConfig(msgspec.Struct, frozen=True, rename="camel"):
+    """Where secrets lie."""
+
+    providers: dict[str, SecretSource] = {}
+    """By the name that a reference has as `provider`; `default` unless it says."""
+
+
 class EnvConfig(msgspec.Struct, frozen=True, rename="camel"):
     """Variables for this file and for providers' keys; the process's own are never changed."""
 
@@ -390,6 +417,8 @@ class Config(msgspec.Struct, frozen=True, rename="camel"):
     """What is told to those who watch."""
     tools: ToolsConfig = ToolsConfig()
     """What agents may call."""
+    secrets: SecretsConfig = SecretsConfig()
+    """Where secrets lie that are not in this file."""
     env: EnvConfig = EnvConfig()
     """Variables for this file and for providers' keys."""
 

@@ -22,6 +22,7 @@ from triops.runtime.config import (
     GatewayConfig,
     ModelConfig,
     ProviderConfig,
+    SecretsConfig,
     endpoint_of,
     join,
     local_servers,
@@ -76,7 +77,10 @@ def load_config(paths: Paths, environ: Mapping[str, str]) -> LoadedConfig:
     reader = ConfigReader(environ)
     if text is None and environ.get("TRIOPS_CONFIG_PATH"):
         reader.warn("TRIOPS_CONFIG_PATH", f"there is no file {paths.config}; the defaults hold")
-    config = reader.struct(Config, parsed) or Config()
+    sources = reader.struct(SecretsConfig, parsed.get("secrets", {}), "secrets") or SecretsConfig()
+    reader.sources = sources.providers
+    rest = {key: value for key, value in parsed.items() if key != "secrets"}
+    config = replace(reader.struct(Config, rest) or Config(), secrets=sources)
     config = replace(config, gateway=_gateway(config.gateway, parsed, environ, reader))
     _check_hooks(config, reader)
     _check_agents(config, reader)
