@@ -162,11 +162,12 @@ class ModelCatalog:
         if ref is None or ref.provider not in self._entries:
             remedy = f"; {key_hint(ref.provider)}" if ref is not None and ref.provider in KEYED else hint
             known = ", ".join(self._entries) or "none"
-            return f"unknown model {name!r}: no provider of that name (known: {known}){remedy}"
+            what = f"no provider of that name (known: {known})" if ref is not None else "no model has that id or alias"
+            return f"unknown model {name!r}: {what}{remedy}"
         state = self._states[ref.provider]
         if state.state == "failed":
             return f"model {name!r} was not found, because provider {ref.provider} failed: {state.reason}"
-        tried = f"looked for in its list of {state.models} and by its hook"
+        tried = f"looked for among its {state.models} and by its hook"
         return f"unknown model {name!r}: provider {ref.provider} is {state.state} and does not have it ({tried}){hint}"
 
     # -- told by the warm-up -------------------------------------------------------------------------------------------

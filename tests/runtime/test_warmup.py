@@ -111,9 +111,7 @@ async def test_a_model_that_a_server_gets_later_is_found_by_the_first_run_that_n
     await catalog.resolve("late/m")
     server.names += ("other",)
     await trio.sleep(REFRESH_PAUSE - 0.1)
-    with pytest.raises(
-        UnknownModel, match=r"is ready and does not have it .looked for in its list of 2 and by its hook"
-    ):
+    with pytest.raises(UnknownModel, match=r"is ready and does not have it .looked for among its 2 and by its hook"):
         await catalog.resolve("late/other")
     assert server.asked == 2
     await trio.sleep(0.1)
