@@ -6,7 +6,7 @@ what one network read held, so that a burst of fragments costs one hand-over.
 
 from collections.abc import AsyncIterable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import msgspec
 
@@ -75,6 +75,22 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     demo: bool = False
     """A demonstration model: gets a short prompt and no tools, and its replies say so."""
     params: tuple[tuple[str, Any], ...] = ()
+
+
+def possible(info: ModelInfo) -> tuple[ModelInfo, list[str]]:
+    """The model without numbers that cannot be, and what was wrong, in words; `max_tokens` is cut at the window."""
+    usual, said = ModelInfo(ref=info.ref), list[str]()
+    window, most, cost = info.context_window, info.max_tokens, info.cost
+    if window < 1:
+        said.append(f"a contextWindow of {window} cannot be; {usual.context_window} is used")
+        window = usual.context_window
+    if most < 1:
+        said.append(f"a maxTokens of {most} cannot be; {min(usual.max_tokens, window)} is used")
+        most = min(usual.max_tokens, window)
+    if min(msgspec.structs.astuple(cost)) < 0:
+        said.append("a price below 0 cannot be; 0 is used")
+        cost = Prices(*(max(0, price) for price in msgspec.structs.astuple(cost)))
+    return msgspec.structs.replace(info, context_window=window, max_tokens=min(most, window), cost=cost), said
 
 
 class ToolSchema(msgspec.Struct, frozen=True):
@@ -197,5 +213,19 @@ class Provider(Protocol):
         """Make the first turn of `model` cost what a later one costs (load weights, open a connection, prefill).
 
         `system` is the system prompt that a turn would send. Called under a deadline; may raise `ProviderError`.
+        """
+        ...
+
+
+@runtime_checkable
+class Authenticating(Protocol):
+    """What a provider has besides whose credential must be fetched or refreshed before it can be used."""
+
+    async def prepare_auth(self) -> int | None:
+        """Make the credential ready, so that the first message does not wait for it; when it expires, in epoch
+        milliseconds, or None if that is not known.
+
+        Called by the warm-up under a deadline, before `discover`. Raises `ProviderError` of kind `auth` when there is
+        none; the words, which become the provider's state, say how to get one.
         """
         ...

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from triops.agents.model import ModelInfo
+from triops.agents.model import ModelInfo, ModelRef
 from triops.gateway.schema.sessions import SessionRow
+from triops.runtime.agents import AgentProfile
 from triops.runtime.compose import Runtime
 from triops.runtime.models import Resolved
 from triops.runtime.runs.state import RunState
@@ -72,12 +73,26 @@ def session_defaults(runtime: Runtime) -> dict[str, Any]:
     }
 
 
-def model_row(runtime: Runtime, info: ModelInfo) -> dict[str, Any]:
+def model_runtime(runtime: Runtime) -> dict[str, Any]:
+    """How the providers stand, as `health` and `status` show it."""
+    providers = runtime.catalog.states()
+    failed = any(each.state == "failed" for each in providers)
+    return {"degraded": failed, "pendingAgents": [], "providers": providers}
+
+
+def model_tags(runtime: Runtime, agent: AgentProfile) -> dict[ModelRef, list[str]]:
+    """What an agent's models are to it: `default`, `fallback#1`, …"""
+    tags: dict[ModelRef, list[str]] = {}
+    for place, name in enumerate((agent.primary or runtime.catalog.default, *agent.fallbacks)):
+        if name and (known := runtime.catalog.find(name)) is not None:
+            tags.setdefault(known.info.ref, []).append(f"fallback#{place}" if place else "default")
+    return tags
+
+
+def model_row(runtime: Runtime, info: ModelInfo, tags: dict[ModelRef, list[str]]) -> dict[str, Any]:
     """A model as `models.list` shows it."""
     state = runtime.catalog.state(info.ref.provider)
-    tags = ["default"] if str(info.ref) == runtime.catalog.default else []
-    if info.demo:
-        tags.append("demo")
+    mine = [*tags.get(info.ref, ()), *(["demo"] if info.demo else [])]
     row: dict[str, Any] = {
         "id": info.ref.model,
         "name": info.name or info.ref.model,
@@ -88,8 +103,11 @@ def model_row(runtime: Runtime, info: ModelInfo) -> dict[str, Any]:
         "supportsTools": info.compat.supports_tools and not info.demo,
         "available": state is not None and state.state != "failed",
     }
+    if state is not None and state.kind == "auth":
+        keyed = any(entry.key for entry in runtime.catalog.entries() if entry.provider.id == info.ref.provider)
+        row["unavailableReason"] = "auth-failed" if keyed else "missing-auth"
     if alias := runtime.catalog.aliases_of(info.ref):
         row["alias"] = alias
-    if tags:
-        row["tags"] = tags
+    if mine:
+        row["tags"] = mine
     return row

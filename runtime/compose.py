@@ -213,9 +213,7 @@ async def open_catalog(
             embedded = await _embedded(stack, paths)
             found = provider_entries(config, loaded.environ, http=http, embedded=embedded, redactor=redactor)
             providers = tuple(found)
-        defaults = config.agents.defaults
-        aliases = {setting.alias: ref for ref, setting in defaults.models.items() if setting.alias}
-        yield ModelCatalog(providers, aliases=aliases, default=defaults.model.primary)
+        yield _catalog(config, providers)
 
 
 async def _service(name: str, run: Callable[[], Any], log: Log) -> None:
@@ -243,3 +241,12 @@ def _trusts(config: Config, folder: Path) -> dict[str, Trust]:
         if ca or anything:
             found[urlsplit(endpoint_of(id, provider)[1] or "").netloc.rpartition("@")[2].lower()] = Trust(ca, anything)
     return found
+
+
+def _catalog(config: Config, providers: tuple[ProviderEntry, ...]) -> ModelCatalog:
+    defaults = config.agents.defaults
+    aliases = {setting.alias: ref for ref, setting in defaults.models.items() if setting.alias}
+    choices = (defaults.model, *(entry.model for entry in config.agents.entries.values()))
+    named = [name for choice in choices for name in (choice.primary, *choice.fallbacks) if name]
+    named += [*aliases.values(), *filter(None, [defaults.heartbeat.model])]
+    return ModelCatalog(providers, aliases=aliases, default=defaults.model.primary, named=tuple(dict.fromkeys(named)))

@@ -11,7 +11,8 @@ from typing import Annotated, Any, ClassVar, Literal, NewType, cast, get_args
 
 import msgspec
 
-from triops.agents.model import Compat, InputKind, ModelInfo, ModelRef, Prices
+from triops.agents.model import Compat, InputKind, ModelInfo, ModelRef, Prices, possible
+from triops.agents.providers import plugins
 from triops.runtime.paths import Paths
 from triops.runtime.secrets import Secret
 
@@ -211,9 +212,9 @@ class ModelConfig(msgspec.Struct, frozen=True, rename="camel"):
     """What it takes: `text`, `image`."""
     cost: Prices = Prices()
     """USD per million tokens."""
-    context_window: Count = 128_000
+    context_window: int = 128_000
     """Tokens, prompt and reply together."""
-    max_tokens: Count | None = None
+    max_tokens: int | None = None
     """Tokens of one reply, 8,192 unless set. A request asks for half of the context window at most."""
     compat: Compat = Compat()
     """Where it differs from its wire format's reference."""
@@ -278,6 +279,8 @@ LOCAL = {"ollama": "Ollama", "lmstudio": "LM Studio", "llamacpp": "llama.cpp"}
 def endpoint_of(id: str, provider: ProviderConfig) -> tuple[str, str | None]:
     """The wire format of a provider, and where it is; None if nobody said."""
     api, url = ENDPOINTS.get(id, ("openai-completions", None))
+    if id not in ENDPOINTS and provider.api is None and provider.base_url is None and id in plugins():
+        api = id
     return provider.api or api, provider.base_url or url
 
 
@@ -416,6 +419,33 @@ class ToolsConfig(msgspec.Struct, frozen=True, rename="camel"):
     """Wins over `allow`."""
 
 
+class SecretSource(msgspec.Struct, frozen=True, rename="camel"):
+    """Where secrets lie that `{source, provider, id}` refers to; variables need none."""
+
+    source: Literal["env", "file", "exec"] = "env"
+    """A file, or a command that says them."""
+    path: str | None = None
+    """The file."""
+    mode: Literal["json", "singleValue"] = "json"
+    """An object, in which `id` is a JSON pointer, or the secret alone."""
+    command: str | None = None
+    """The program, by its absolute path. It is run when a provider's key is first needed and after one was refused,
+    gets `{"protocolVersion": 1, "provider": …, "ids": [id]}` and says `{"values": {id: …}}`, or the key alone."""
+    args: tuple[str, ...] = ()
+    """Its arguments."""
+    pass_env: tuple[str, ...] = ()
+    """The variables that it gets, beside HOME and PATH."""
+    timeout_ms: Count = 10_000
+    """How long it may take."""
+
+
+class SecretsConfig(msgspec.Struct, frozen=True, rename="camel"):
+    """Where secrets lie."""
+
+    providers: dict[str, SecretSource] = {}
+    """By the name that a reference has as `provider`; `default` unless it says."""
+
+
 class EnvConfig(msgspec.Struct, frozen=True, rename="camel"):
     """Variables for this file and for providers' keys; the process's own are never changed."""
 
@@ -444,6 +474,8 @@ class Config(msgspec.Struct, frozen=True, rename="camel"):
     """What is told to those who watch."""
     tools: ToolsConfig = ToolsConfig()
     """What agents may call."""
+    secrets: SecretsConfig = SecretsConfig()
+    """Where secrets lie that are not in this file."""
     env: EnvConfig = EnvConfig()
     """Variables for this file and for providers' keys."""
 
@@ -459,22 +491,23 @@ def join(path: str, key: str) -> str:
 
 
 def configured_models(config: Config) -> dict[ModelRef, ModelInfo]:
-    """The models that stand in the configuration, in its order; `max_tokens` never above `context_window`."""
+    """The models that stand in the configuration, in its order, without what cannot be."""
     return {
         info.ref: info
         for id, provider in config.models.providers.items()
-        for info in (_model_info(id, provider, model) for model in provider.models)
+        for info in (possible(written_model(id, provider, model))[0] for model in provider.models)
     }
 
 
-def _model_info(provider_id: str, provider: ProviderConfig, model: ModelConfig) -> ModelInfo:
+def written_model(provider_id: str, provider: ProviderConfig, model: ModelConfig) -> ModelInfo:
+    """A model as it stands in the configuration, possible or not."""
     kinds = tuple(kind for kind in get_args(InputKind) if kind in model.input)
     return ModelInfo(
         ref=ModelRef(provider_id, model.id),
         name=model.name or model.id,
         api=model.api or endpoint_of(provider_id, provider)[0],
         context_window=model.context_window,
-        max_tokens=min(model.max_tokens or 8_192, model.context_window),
+        max_tokens=8_192 if model.max_tokens is None else model.max_tokens,
         input=cast("tuple[InputKind, ...]", kinds) or ("text",),
         reasoning=model.reasoning,
         cost=model.cost,

@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec.structs import replace
 
-from triops.agents.providers import APIS
+from triops.agents.model import possible
+from triops.agents.providers import APIS, plugins
 from triops.runtime.config import (
     KEYED,
     AuthConfig,
@@ -21,9 +22,11 @@ from triops.runtime.config import (
     GatewayConfig,
     ModelConfig,
     ProviderConfig,
+    SecretsConfig,
     endpoint_of,
     join,
     local_servers,
+    written_model,
 )
 from triops.runtime.config_reader import ConfigError, ConfigReader, Fault, Notice
 from triops.runtime.paths import Paths
@@ -74,7 +77,10 @@ def load_config(paths: Paths, environ: Mapping[str, str]) -> LoadedConfig:
     reader = ConfigReader(environ)
     if text is None and environ.get("TRIOPS_CONFIG_PATH"):
         reader.warn("TRIOPS_CONFIG_PATH", f"there is no file {paths.config}; the defaults hold")
-    config = reader.struct(Config, parsed) or Config()
+    sources = reader.struct(SecretsConfig, parsed.get("secrets", {}), "secrets") or SecretsConfig()
+    reader.sources = sources.providers
+    rest = {key: value for key, value in parsed.items() if key != "secrets"}
+    config = replace(reader.struct(Config, rest) or Config(), secrets=sources)
     config = replace(config, gateway=_gateway(config.gateway, parsed, environ, reader))
     _check_hooks(config, reader)
     _check_agents(config, reader)
@@ -264,7 +270,7 @@ def _check_providers(config: Config, reader: ConfigReader) -> None:
             reader.fault(path, "is no provider id", "use a name without a slash")
         _check_endpoint(id, provider, path, reader)
         for index, model in enumerate(provider.models):
-            _check_model(model, f"{path}.models[{index}]", reader)
+            _check_model(id, provider, model, f"{path}.models[{index}]", reader)
     for name in config.agents.defaults.models:
         if "/" not in name:
             reader.warn(join("agents.defaults.models", name), "is no provider/model; not used")
@@ -275,7 +281,7 @@ def _check_default(config: Config, reader: ConfigReader) -> None:
     defaults, providers = config.agents.defaults, config.models.providers
     name = defaults.model.primary or ""
     id, slash, _ = name.partition("/")
-    if not slash or id in {*providers, *KEYED, *local_servers(config), "codex", "scripted", "local"}:
+    if not slash or id in {*providers, *KEYED, *local_servers(config), "codex", "scripted", "local", *plugins()}:
         return
     aliases = {(setting.alias or "").lower() for setting in defaults.models.values()}
     if name.lower() not in aliases and all(name != model.id for entry in providers.values() for model in entry.models):
@@ -293,8 +299,9 @@ def _check_endpoint(id: str, provider: ProviderConfig, path: str, reader: Config
 
 
 def _check_api(api: str, path: str, reader: ConfigReader) -> None:
-    if api not in APIS:
-        reader.warn(path, f"{api!r} is not supported, so what it serves cannot be asked; known: {', '.join(APIS)}")
+    if api not in APIS and api not in plugins():
+        known = ", ".join([*APIS, *plugins()])
+        reader.warn(path, f"{api!r} is not supported, so what it serves cannot be asked; known: {known}")
     elif api == "ollama":
         reader.warn(path, "Ollama is asked in OpenAI's format: its OLLAMA_CONTEXT_LENGTH holds, not contextWindow")
 
@@ -309,11 +316,14 @@ def _check_url(text: str, path: str, reader: ConfigReader) -> None:
         reader.fault(path, "is no http(s) URL", 'write one such as "http://127.0.0.1:1234"')
 
 
-def _check_model(model: ModelConfig, path: str, reader: ConfigReader) -> None:
+def _check_model(id: str, provider: ProviderConfig, model: ModelConfig, path: str, reader: ConfigReader) -> None:
     if model.api is not None:
         _check_api(model.api, f"{path}.api", reader)
-    most = max(1, model.context_window // 2)
+    info, said = possible(written_model(id, provider, model))
+    for words in said:
+        reader.warn(path, f"{model.id}: {words}")
+    most = max(1, info.context_window // 2)
     if model.max_tokens is not None and model.max_tokens > most:
-        half = "" if model.max_tokens > model.context_window else "half of "
-        excess = f"{model.max_tokens} of {model.id} is more than {half}its contextWindow {model.context_window}"
+        half = "" if model.max_tokens > info.context_window else "half of "
+        excess = f"{model.max_tokens} of {model.id} is more than {half}its contextWindow {info.context_window}"
         reader.warn(f"{path}.maxTokens", f"{excess}; a request asks for at most {most}, half of the window")

@@ -3,6 +3,7 @@
 Unknown keys never stop a start; a wrong value does, after the rest was looked at too. Knows no file.
 """
 
+import os
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -15,7 +16,7 @@ import msgspec
 from triops.agents.model import Compat
 from triops.runtime import config as c
 from triops.runtime.config import join
-from triops.runtime.secrets import REDACTED, Secret
+from triops.runtime.secrets import REDACTED, KeyCommand, Secret, read_secret
 
 
 class Notice(msgspec.Struct, frozen=True):
@@ -51,7 +52,9 @@ class ConfigError(Exception):
 
 UNUSED: dict[type, str] = {
     c.Config: "$schema meta auth bindings session commands memory channels skills plugins mcp browser ui"
-    " discovery update talk acp wizard worktreeRoot audit telemetry secrets tts approvals",
+    " discovery update talk acp wizard worktreeRoot audit telemetry tts approvals",
+    c.SecretsConfig: "defaults resolution",
+    c.SecretSource: "trustedDirs allowInsecurePath allowSymlinkCommand noOutputTimeoutMs maxOutputBytes jsonOnly",
     c.GatewayConfig: "mode roles trustedProxies allowRealIpFallback publicOrigin remote reload tls terminal"
     " push cliAgents",
     c.AuthConfig: "allowTailscale identityScopes rateLimit trustedProxy",
@@ -134,6 +137,8 @@ class ConfigReader:
         self._notices: list[Notice] = []
         self.faults: list[Fault] = []
         self.secrets: list[Secret] = []
+        self.sources: Mapping[str, c.SecretSource] = {}
+        """What references to secrets may name; to be set before there is one."""
 
     @property
     def notices(self) -> tuple[Notice, ...]:
@@ -226,24 +231,44 @@ class ConfigReader:
 
     def _secret(self, value: object, path: str) -> Secret | None:
         if isinstance(value, dict):
-            ref = cast("dict[str, object]", value)
-            if ref.get("source") != "env":
-                return self._no_secret(path, f"secrets of source {ref.get('source')!r} are not supported, only 'env'")
-            text = self._environ.get(str(ref.get("id")))
-            if not text:
-                return self._no_secret(path, f"the environment has no {ref.get('id')!r}")
+            try:
+                text = self._referred(cast("dict[str, object]", value), path)
+            except LookupError as error:
+                return self._no_secret(path, str(error.args[0]))
+            if isinstance(text, KeyCommand):
+                return text
         elif isinstance(value, str):
             text, missing = self._substitute(value)
             if missing:
                 return self._no_secret(path, f"the environment has no {missing[0]!r}")
         else:
-            return self._wrong(path, 'a text or {source: "env", id: NAME}', value)
+            return self._wrong(path, "a text or {source, provider, id}", value)
         if text == REDACTED:
             return self._no_secret(path, "this is the mark that stands for a secret, not a secret")
         if not text:
             return None
         self.secrets.append(secret := Secret(text))
         return secret
+
+    def _referred(self, ref: dict[str, object], path: str) -> "str | KeyCommand":
+        """What a reference stands for. Raises `LookupError` with the reason, where there is nothing."""
+        source, name, id = ref.get("source"), str(ref.get("provider", "default")), str(ref.get("id"))
+        if source == "env":
+            if text := self._environ.get(id):
+                return text
+            raise LookupError(f"the environment has no {id!r}")
+        held = self.sources.get(name)
+        if held is None or held.source != source:
+            raise LookupError(f"{join('secrets.providers', name)} is no source of kind {source!r}")
+        if source == "file":
+            return read_secret(held.path or "", None if held.mode == "singleValue" else id)
+        if not (path.startswith("models.providers") and path.endswith("apiKey")):
+            raise LookupError("a command says the keys of providers only")
+        if not os.path.isabs(held.command or ""):
+            raise LookupError(f"{join('secrets.providers', name)}.command is no absolute path")
+        names = ("HOME", "PATH", "SYSTEMROOT", "USERPROFILE", *held.pass_env)
+        environ = {name: self._environ[name] for name in names if name in self._environ}
+        return KeyCommand((held.command or "", *held.args), environ, held.timeout_ms / 1000, name, id)
 
     def _no_secret(self, path: str, why: str) -> None:
         if path.startswith(VITAL):

@@ -35,6 +35,12 @@ class ProviderState(msgspec.Struct, frozen=True, kw_only=True):
     models: int = 0
     ms: int | None = None
     """How long its warm-up took."""
+    expires: int | None = None
+    """When its credential does, in epoch milliseconds, as far as that is known."""
+    kind: str = ""
+    """The class of its failure, such as `auth`."""
+    transient: bool = False
+    """It failed in a way that passes: it is asked again by itself."""
 
 
 class ProviderEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,6 +49,8 @@ class ProviderEntry(msgspec.Struct, frozen=True, kw_only=True):
     provider: Provider
     why: str
     models: tuple[ModelInfo, ...] = ()
+    key: Literal["config", "env"] | None = None
+    """Where its key stands, if it has one."""
     others: Mapping[str, Provider] = {}
     """By wire format, who serves those models that have another one than the provider."""
 
@@ -65,7 +73,14 @@ Ask = Callable[[ModelRef], Awaitable[ModelInfo | None]]
 class ModelCatalog:
     """All models that are known now."""
 
-    def __init__(self, entries: Sequence[ProviderEntry], *, aliases: Mapping[str, str], default: str | None) -> None:
+    def __init__(
+        self,
+        entries: Sequence[ProviderEntry],
+        *,
+        aliases: Mapping[str, str],
+        default: str | None,
+        named: Sequence[str] = (),
+    ) -> None:
         self._entries = {entry.provider.id: entry for entry in entries}
         self._aliases = {alias.lower(): target for alias, target in aliases.items()}
         self._models: dict[ModelRef, ModelInfo] = {info.ref: info for entry in entries for info in entry.models}
@@ -73,7 +88,10 @@ class ModelCatalog:
             id: ProviderState(provider=id, why=entry.why, state="cold", models=len(entry.models))
             for id, entry in self._entries.items()
         }
+        self._listed: dict[str, set[ModelRef]] = {}
         self._ask: Ask | None = None
+        self.named = named
+        """What the configuration names besides: the models of agents, fallbacks, aliases' targets."""
         self.default = default
         """`provider/model` or alias for who names none; the warm-up fills it in when nothing is configured."""
         self.default_why = "configured" if default else ""
@@ -130,34 +148,65 @@ class ModelCatalog:
             ref = None
         if ref is not None and ref.provider in self._entries:
             return ref
-        same_id = [known for known in self._models if known.model == name]
+        same_id = self._of_id(name)
         return same_id[0] if len(same_id) == 1 else ref
+
+    def _of_id(self, model_id: str) -> list[ModelRef]:
+        return [known for known in self._models if known.model == model_id]
 
     def _unknown(self, name: str, ref: ModelRef | None) -> str:
         near = difflib.get_close_matches(name, [*map(str, self._models), *self._aliases], n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else "; `triops models list` shows what is known"
+        if len(several := self._of_id(name)) > 1:
+            return f"{name!r} is not one model: write {' or '.join(sorted(map(str, several))[:5])}"
         if ref is None or ref.provider not in self._entries:
             remedy = f"; {key_hint(ref.provider)}" if ref is not None and ref.provider in KEYED else hint
             known = ", ".join(self._entries) or "none"
-            return f"unknown model {name!r}: no provider of that name (known: {known}){remedy}"
+            what = f"no provider of that name (known: {known})" if ref is not None else "no model has that id or alias"
+            return f"unknown model {name!r}: {what}{remedy}"
         state = self._states[ref.provider]
         if state.state == "failed":
             return f"model {name!r} was not found, because provider {ref.provider} failed: {state.reason}"
-        return f"unknown model {name!r}: provider {ref.provider} is {state.state} and does not have it{hint}"
+        tried = f"looked for among its {state.models} and by its hook"
+        return f"unknown model {name!r}: provider {ref.provider} is {state.state} and does not have it ({tried}){hint}"
 
     # -- told by the warm-up -------------------------------------------------------------------------------------------
 
-    def learn(self, models: Sequence[ModelInfo]) -> None:
-        """These models exist. What the configuration says of a model is kept."""
+    def learn(self, models: Sequence[ModelInfo], *, list_of: str | None = None) -> None:
+        """These models exist. What the configuration says of a model is kept; what the provider `list_of` listed before
+        and does not any more is gone."""
+        if list_of is not None:
+            new = {info.ref for info in models}
+            for ref in self._listed.get(list_of, set()) - new:
+                del self._models[ref]
+            self._listed[list_of] = new - self._models.keys() | self._listed.get(list_of, set()) & new
         for info in models:
             self._models.setdefault(info.ref, info)
 
-    def report(self, provider: str, state: WarmState, *, reason: str = "", ms: int | None = None) -> None:
+    def report(
+        self,
+        provider: str,
+        state: WarmState,
+        *,
+        reason: str = "",
+        ms: int | None = None,
+        expires: int | None = None,
+        kind: str = "",
+        transient: bool = False,
+    ) -> None:
         """How a provider's warm-up stands."""
         before = self._states[provider]
         count = sum(ref.provider == provider for ref in self._models)
         self._states[provider] = ProviderState(
-            provider=provider, why=before.why, state=state, reason=reason, models=count, ms=ms
+            provider=provider,
+            why=before.why,
+            state=state,
+            reason=reason,
+            models=count,
+            ms=ms,
+            expires=expires or before.expires,
+            kind=kind,
+            transient=transient,
         )
 
     def choose_default(self, name: str, why: str) -> None:

@@ -2,8 +2,11 @@
 
 import hashlib
 import hmac
+import json
 import secrets
-from typing import TYPE_CHECKING, Never
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Never
 
 from triops.runtime.errors import Invalid
 from triops.runtime.paths import Paths, StateError, replace_private, write_new
@@ -54,6 +57,55 @@ class Secret:
 
     def __reduce__(self) -> Never:
         raise TypeError("a Secret is not pickled or copied")
+
+
+class KeyCommand(Secret):
+    """A key that a command says when it is needed; it has no value here."""
+
+    def __init__(
+        self, argv: tuple[str, ...], environ: Mapping[str, str], seconds: float, provider: str, id: str
+    ) -> None:
+        super().__init__("")
+        self.argv = argv
+        self.environ = environ
+        self.seconds = seconds
+        self.request = json.dumps({"protocolVersion": 1, "provider": provider, "ids": [id]}).encode()
+        self.id = id
+
+    def key_in(self, said: bytes) -> str:
+        """The key in what the command said; "" if there is none."""
+        text = said.decode("utf-8", "replace").strip()
+        if text.startswith("{"):
+            try:
+                text = json.loads(text)["values"][self.id]
+            except (ValueError, LookupError, TypeError):
+                text = ""
+        return text if isinstance(text, str) and text.isprintable() else ""
+
+
+def read_secret(path: str, pointer: str | None) -> str:
+    """The secret in a file: what a JSON pointer points at, or all there is.
+
+    Raises:
+        LookupError: there is none; the words name the file and the pointer, and quote nothing.
+    """
+    file = Path(path).expanduser()
+    try:
+        if not file.is_file():
+            raise LookupError(f"there is no file {file}")
+        text = file.read_text("utf-8").strip()
+        found: Any = text if pointer is None else json.loads(text)
+        for key in (pointer or "").split("/")[1:]:
+            key = key.replace("~1", "/").replace("~0", "~")
+            found = found[int(key) if isinstance(found, list) else key]
+    except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
+        why = (
+            error.strerror if isinstance(error, OSError) else f"has nothing at {pointer!r}" if pointer else "is no text"
+        )
+        raise LookupError(f"{file}: {why}") from None
+    if not isinstance(found, str) or not found:
+        raise LookupError(f"{file}: has no text" + (f" at {pointer!r}" if pointer else ""))
+    return found
 
 
 def _digest(value: str) -> bytes:

@@ -8,11 +8,13 @@ that run asks here.
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
 from math import inf
+from typing import NoReturn, cast
 
 import msgspec
 import trio
 
-from triops.agents.model import ModelInfo, ModelRef
+from triops.agents.errors import ProviderError
+from triops.agents.model import Authenticating, ModelInfo, ModelRef, possible
 from triops.runtime.bus import Bus
 from triops.runtime.clock import Clock
 from triops.runtime.events import ModelsChanged
@@ -23,6 +25,7 @@ INBOX_CAPACITY = 16  # questions of runs; requests for one model merge, so that 
 DISCOVER_DEADLINE = 5.0  # seconds for a provider to list its models
 DISCOVER_PAUSE = 1.0  # seconds after which a provider that failed to list them may be asked again
 REFRESH_PAUSE = 10.0  # the same for one that gave its list, and has another model now perhaps
+LOST_PAUSE = 30.0  # seconds after which one that was away is asked again though nobody needs it
 WARM_DEADLINE = 60.0  # seconds for the default model to be ready; a local one may load weights
 ASK_DEADLINE = 15.0  # seconds that a run waits for a provider's hook
 
@@ -31,7 +34,8 @@ SystemPrompt = Callable[[ModelInfo], Awaitable[str]]
 
 
 class _Question(msgspec.Struct, eq=False):
-    ref: ModelRef
+    ref: ModelRef | None
+    """None: look around, for all there is."""
     settled: trio.Event = msgspec.field(default_factory=trio.Event)
     answered: bool = False
     info: ModelInfo | None = None
@@ -62,9 +66,15 @@ class Warmup:
         self._log = log
         self._system_prompt = system_prompt
         self._send, self._receive = inbox
-        self._asking: dict[ModelRef, _Question] = {}
+        self._asking: dict[ModelRef | None, _Question] = {}
         self._listing = {entry.provider.id: trio.Lock() for entry in catalog.entries()}
         self._due = dict.fromkeys(self._listing, -inf)  # when each may be asked for its list
+        self._warming: str | None = None
+        """The provider whose default model is being warmed."""
+        self._unwarmed: str | None = None
+        """The one whose default model could not be warmed; "" if that model was not found."""
+        self._lost = trio.Event()
+        """Somebody failed in a way that passes."""
         catalog.served_by(self.ask)
 
     # -- asked by runs -------------------------------------------------------------------------------------------------
@@ -75,6 +85,20 @@ class Warmup:
         Raises:
             SilentProvider: it did not say in time, or there are too many questions.
         """
+        question = await self._put(ref)
+        if not question.answered:
+            raise SilentProvider(f"provider {ref.provider} did not say in time whether it has {ref.model}")
+        return question.info
+
+    async def scan(self) -> None:
+        """Have every provider asked for its models now, and a default that nobody configured chosen anew.
+
+        Raises:
+            SilentProvider: there are too many questions.
+        """
+        await self._put(None)
+
+    async def _put(self, ref: ModelRef | None) -> _Question:
         question = self._asking.get(ref)
         if question is None:
             question = self._asking[ref] = _Question(ref)
@@ -85,9 +109,7 @@ class Warmup:
                 raise SilentProvider("too many models are being looked up; try again", retry_after=1.0) from None
         with trio.move_on_after(ASK_DEADLINE):
             await question.settled.wait()
-        if not question.answered:
-            raise SilentProvider(f"provider {ref.provider} did not say in time whether it has {ref.model}")
-        return question.info
+        return question
 
     async def default(self) -> str | None:
         """The model for who names none; looks around while there is none. None: there is no model at all."""
@@ -110,12 +132,54 @@ class Warmup:
             nursery.start_soon(self._begin, name="look around")
             while True:
                 question = await self._receive.receive()
-                nursery.start_soon(self._answer, question, name=f"ask for {question.ref}")
+                if question.ref is None:
+                    nursery.start_soon(self._scan, question, name="look around again")
+                else:
+                    nursery.start_soon(self._answer, question, question.ref, name=f"ask for {question.ref}")
 
     async def _begin(self) -> None:
-        await self._look_around()
-        await self._warm_default()
-        self._bus.publish(ModelsChanged(self._clock()))
+        chosen = self._catalog.default is not None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._look_around)
+            if chosen:  # nobody else's silence delays it
+                nursery.start_soon(self._warm_default)
+        if not chosen:
+            await self._warm_default()
+        for name in self._catalog.named:
+            try:
+                await self._catalog.resolve(name)
+            except Exception as error:  # noqa: BLE001 - the plugin boundary
+                self._log.warning("a model of the configuration is not there", model=name, reason=str(error))
+        await self._await_lost()
+
+    async def _await_lost(self) -> NoReturn:
+        """Ask those again that were away, until they answer."""
+        while True:
+            await self._lost.wait()
+            await trio.sleep(LOST_PAUSE)
+            self._lost = trio.Event()
+            lost = [state.provider for state in self._catalog.states() if state.state == "failed" and state.transient]
+            for id in lost:
+                if id == self._unwarmed:
+                    await self._warm_default()
+                else:
+                    await self._discover(self._entry(id))
+            found = any(state.provider in lost and state.state == "ready" for state in self._catalog.states())
+            if found and self._unwarmed == "":
+                await self._warm_default()
+
+    async def _scan(self, question: _Question) -> None:
+        self._due = {id: min(due, trio.current_time()) for id, due in self._due.items()}
+        before = self._catalog.default
+        try:
+            await self._look_around()
+            if self._catalog.default_why != "configured":
+                self._decide()
+        finally:
+            del self._asking[None]
+            question.settled.set()
+        if self._catalog.default != before or self._unwarmed is not None:
+            await self._warm_default()
 
     async def _look_around(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -130,29 +194,66 @@ class Warmup:
         Who comes while it is asked waits for that answer. A server that starts later, or gets another model, is found
         by the next run that misses it.
         """
-        id = entry.provider.id
+        id, provider = entry.provider.id, entry.provider
         async with self._listing[id]:
             start = trio.current_time()
             if start < self._due[id]:
                 return
-            again = self._due[id] != -inf
-            if not again:
+            if self._due[id] == -inf:
                 self._catalog.report(id, "warming")
+            pause = DISCOVER_PAUSE
             try:
                 with trio.fail_after(DISCOVER_DEADLINE):
-                    found = await entry.provider.discover()
-                self._catalog.learn([info for info in found if info.ref.provider == id])
-                self._catalog.report(id, "ready", ms=_since(start))
-                self._due[id] = trio.current_time() + REFRESH_PAUSE
+                    expires = await provider.prepare_auth() if isinstance(provider, Authenticating) else None
+                    found = await provider.discover()
+                self._catalog.learn(self._believed(id, found), list_of=id)
+                if self._warming != id:
+                    self._settle(id, start, expires=expires)
+                pause = REFRESH_PAUSE
             except Exception as error:  # noqa: BLE001 - the plugin boundary
-                slow = isinstance(error, trio.TooSlowError)
-                reason = f"no answer within {DISCOVER_DEADLINE:.0f} s" if slow else str(error) or type(error).__name__
-                self._catalog.report(id, "failed", reason=reason, ms=_since(start))
-                self._log.info("a provider is not there", provider=id, reason=reason)
-                self._due[id] = trio.current_time() + DISCOVER_PAUSE
+                self._settle(id, start, error, f"no answer within {DISCOVER_DEADLINE:.0f} s")
+            self._due[id] = trio.current_time() + pause
+
+    def _believed(self, provider: str, found: object) -> list[ModelInfo]:
+        """What a hook said of models, without numbers that cannot be and models of others. Raises what is no model."""
+        models: list[ModelInfo] = []
+        for given in cast("Sequence[object]", found):
+            if not isinstance(given, ModelInfo):
+                raise ProviderError("format", f"its hook gave {type(given).__name__} where a ModelInfo belongs")
+            info, said = possible(msgspec.convert(msgspec.to_builtins(given), ModelInfo))
+            if info.ref.provider != provider:
+                said.append("it is another provider's, and not taken")
             else:
-                if again:
-                    self._bus.publish(ModelsChanged(self._clock()))
+                models.append(info)
+            for words in said:
+                self._log.warning("a provider says what cannot be", provider=provider, model=info.ref, reason=words)
+        return models
+
+    def _settle(
+        self, id: str, start: float, error: Exception | None = None, slow: str = "", expires: int | None = None
+    ) -> None:
+        """Tell how asking a provider ended: the catalogue, the log, and, if that is news, the clients."""
+        before = self._catalog.state(id)
+        if error is None:
+            self._catalog.report(id, "ready", ms=_since(start), expires=expires)
+        else:
+            late = isinstance(error, trio.TooSlowError)
+            transient = late or isinstance(error, OSError) or (isinstance(error, ProviderError) and error.retryable)
+            reason = slow if late else str(error) or type(error).__name__
+            kind = error.kind if isinstance(error, ProviderError) else "unclassified"
+            self._catalog.report(id, "failed", reason=reason, ms=_since(start), kind=kind, transient=transient)
+            if transient:
+                self._lost.set()
+        now = self._catalog.state(id)
+        assert before is not None and now is not None
+        if (before.state, before.reason, before.models) != (now.state, now.reason, now.models):
+            words = "a provider is not there" if error else "a provider is ready"
+            told = {"reason": now.reason} if error else {"models": now.models}
+            self._log.info(words, provider=id, **told, ms=now.ms)
+            self._bus.publish(ModelsChanged(self._clock()))
+
+    def _entry(self, id: str) -> ProviderEntry:
+        return next(entry for entry in self._catalog.entries() if entry.provider.id == id)
 
     def _decide(self) -> None:
         """The best of what was found: providers are listed in the order of preference, those that failed come last."""
@@ -170,48 +271,56 @@ class Warmup:
         if name is None:
             return
         start = trio.current_time()
-        id = None
         try:
             with trio.fail_after(WARM_DEADLINE):
                 resolved = await self._catalog.resolve(name)
-                id = resolved.info.ref.provider
+                self._warming = id = resolved.info.ref.provider
+                await self._discover(self._entry(id))
                 self._catalog.report(id, "warming")
                 await resolved.provider.warm(resolved.info, await self._system_prompt(resolved.info))
-            self._catalog.report(id, "ready", ms=_since(start))
+            self._settle(id, start)
+            self._unwarmed = None
         except Exception as error:  # noqa: BLE001 - the plugin boundary
-            slow = isinstance(error, trio.TooSlowError)
-            reason = f"not warm within {WARM_DEADLINE:.0f} s" if slow else str(error) or type(error).__name__
-            if id is not None:
-                self._catalog.report(id, "failed", reason=reason, ms=_since(start))
-            self._log.warning("the default model could not be warmed", model=name, reason=reason)
+            slow = f"not warm within {WARM_DEADLINE:.0f} s"
+            if self._warming is not None:
+                self._settle(self._warming, start, error, slow)
+            reason = slow if isinstance(error, trio.TooSlowError) else str(error) or type(error).__name__
+            if self._unwarmed is None:
+                self._log.warning("the default model could not be warmed", model=name, reason=reason)
+            self._unwarmed = self._warming or ""
+        finally:
+            self._warming = None
 
-    async def _answer(self, question: _Question) -> None:
+    async def _answer(self, question: _Question, ref: ModelRef) -> None:
         """Let the provider's list arrive, then ask its hook. A hook that fails says that it does not have the model."""
-        ref = question.ref
-        entry = next(entry for entry in self._catalog.entries() if entry.provider.id == ref.provider)
+        start = trio.current_time()
         try:
             with trio.move_on_after(ASK_DEADLINE):
-                await self._discover(entry)
-                question.info = await self._look_up(entry, ref)
+                await self._discover(self._entry(ref.provider))
+                question.info = await self._look_up(ref, start)
                 question.answered = True
         except Exception as error:  # noqa: BLE001 - the plugin boundary
             question.answered = True
-            self._catalog.report(ref.provider, "failed", reason=str(error) or type(error).__name__)
+            self._settle(ref.provider, start, error)
             self._log.warning("a provider's hook failed", provider=ref.provider, model=ref.model, error=error)
         finally:
             del self._asking[ref]
             question.settled.set()
 
-    async def _look_up(self, entry: ProviderEntry, ref: ModelRef) -> ModelInfo | None:
+    async def _look_up(self, ref: ModelRef, start: float) -> ModelInfo | None:
         known = self._catalog.find(str(ref))
         if known is not None:
             return known.info
-        info = await entry.provider.resolve_dynamic(ref.model)
-        if info is None or info.ref != ref:  # another model is not the one that was asked for
+        info = await self._entry(ref.provider).provider.resolve_dynamic(ref.model)
+        if info is None:
             return None
-        self._catalog.learn([info])
-        self._catalog.report(ref.provider, "ready")
-        return info
+        for believed in self._believed(ref.provider, (info,)):
+            if believed.ref == ref:  # another model is not the one that was asked for
+                self._catalog.learn((believed,))
+                if self._warming != ref.provider:
+                    self._settle(ref.provider, start)
+                return believed
+        return None
 
 
 @contextmanager

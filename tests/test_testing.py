@@ -1,16 +1,21 @@
 """What `triops.testing` gives, used as its users do: from that face alone."""
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from pathlib import Path
 
 import msgspec
 import pytest
 import trio
 import trio.testing
+from tests.kit.model_server import ACCOUNT_TOKEN, ModelServer, open_model_server
 
 from triops.agents.errors import ProviderError, ToolError
-from triops.agents.model import TextDelta
+from triops.agents.model import Done, ModelInfo, ModelRef, ModelRequest, ProviderEvent, TextDelta
+from triops.agents.providers import open_provider
+from triops.agents.providers.http import HttpClient
 from triops.agents.tool import Tool, ToolContext, ToolResult, text_result
+from triops.runtime.plugins import LateProvider
 from triops.testing import (
     Fault,
     FaultyProvider,
@@ -19,6 +24,7 @@ from triops.testing import (
     TestRuntime,
     Trigger,
     chaos,
+    check_provider,
     copy_state,
     cut_everywhere,
     open_test_runtime,
@@ -154,3 +160,74 @@ async def test_the_check_sees_what_is_wrong(tmp_path: Path, autojump_clock: Cloc
         damage(host)
         with pytest.raises(AssertionError):
             await host.check_quiet()
+
+
+# -- providers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def server() -> AsyncGenerator[ModelServer]:
+    async with open_model_server() as server:
+        yield server
+
+
+@pytest.fixture
+async def http() -> AsyncGenerator[HttpClient]:
+    async with aclosing(HttpClient()) as http:
+        yield http
+
+
+@pytest.mark.parametrize("api", ["openai-completions", "openai-responses", "anthropic-messages", "ollama"])
+async def test_our_formats_keep_the_contract(server: ModelServer, http: HttpClient, api: str) -> None:
+    await check_provider(open_provider(api, id="p", base_url=f"{server.url}/v1", http=http, discover=True))
+
+
+async def test_our_other_providers_keep_it(server: ModelServer, http: HttpClient, tmp_path: Path) -> None:
+    login = tmp_path / "auth.json"
+    login.write_text(f'{{"tokens": {{"access_token": "{ACCOUNT_TOKEN}"}}}}')
+    codex = open_provider("codex", base_url=f"{server.url}/codex", http=http, login_file=login)
+    await check_provider(codex, await codex.resolve_dynamic("gpt-5.4"))
+    scripted = ScriptedProvider()
+    await check_provider(scripted)
+    await check_provider(FaultyProvider(scripted, ()))
+
+    async def open() -> ScriptedProvider:
+        return scripted
+
+    await check_provider(LateProvider(scripted.id, open))
+
+
+class Wrong(ScriptedProvider):
+    def __init__(self, part: str) -> None:
+        super().__init__(id="wrong")
+        self.part = part
+
+    async def discover(self) -> Sequence[ModelInfo]:
+        ref = ModelRef("other" if self.part == "another" else self.id, "m")
+        return [ModelInfo(ref=ref, api="scripted", context_window=0 if self.part == "cannot be" else 9000)]
+
+    async def resolve_dynamic(self, model_id: str) -> ModelInfo | None:
+        known = model_id == "m" or self.part == "every model"
+        return ModelInfo(ref=ModelRef(self.id, model_id), api="scripted") if known else None
+
+    @trio.as_safe_channel
+    async def stream(self, request: ModelRequest) -> AsyncGenerator[Sequence[ProviderEvent], None]:
+        async with super().stream(request) as batches:
+            async for batch in batches:
+                if self.part != "Done" or not isinstance(batch[-1], Done):
+                    yield batch
+                if self.part == "its deltas say" and isinstance(batch[-1], TextDelta):
+                    yield batch
+
+
+@pytest.mark.parametrize("part", ["another", "cannot be", "every model", "Done", "its deltas say"])
+async def test_a_provider_that_breaks_its_contract_is_told_which_part(part: str) -> None:
+    with pytest.raises((AssertionError, ExceptionGroup)) as caught:
+        await check_provider(Wrong(part))
+    assert part in str(_first(caught.value))
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="triops.agents.providers.engine")
     parser.add_argument("--model", required=True, help="path of a .gguf file")
     parser.add_argument("--context", type=int, required=True, help="tokens, prompt and reply together")
+    parser.add_argument("--threads", type=int, default=1, help="that compute")
     parser.add_argument("--socket", help="listen on this Unix socket; without it on a free loopback port")
     return parser
 
@@ -61,7 +62,7 @@ def _parameters(options: argparse.Namespace, key: str) -> Any:
     parameters.model.path = options.model
     parameters.n_ctx = options.context
     parameters.n_parallel = 1
-    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 1
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = options.threads
     parameters.hostnames = [options.socket or "127.0.0.1"]
     parameters.port = 0
     parameters.api_keys = [key]

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import secrets
+import struct
 import subprocess
 import sys
 import tempfile
@@ -26,13 +27,16 @@ from triops.agents.providers.http import HttpClient
 from triops.agents.providers.openai_completions import OpenAICompletionsProvider
 
 CONTEXT_WINDOW = 2048
-"""Tokens; what a child is started with."""
-MAX_TOKENS = 512
+"""Tokens; what a child is started with for the demonstration model, and for a file that does not say more."""
+MOST_CONTEXT = 8192
+"""Tokens for a file that was trained on more: memory grows with them."""
 DEMO_TEMPERATURE = 0.2
 """Warmer, the demonstration model loses the thread."""
 IDLE_UNLOAD = 300.0
 GRACE = 2.0
 """Seconds that a child gets to end by itself."""
+_GGUF = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
+"""Kinds of values in a `.gguf`, as `struct` has them; 8 is a text, 9 a list."""
 SOCKET_PATH_LIMIT = 100
 """Bytes; macOS allows 104 with the closing zero. A longer path means a loopback port, as on Windows."""
 
@@ -133,7 +137,8 @@ class LocalProvider:
         self._socket_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         socket = self._socket_folder / f"{secrets.token_hex(4)}.sock"
         command = [sys.executable, "-P", "-m", "triops.agents.providers.engine", "--model", str(model)]
-        command += ["--context", str(CONTEXT_WINDOW)]
+        threads = 1 if model.parent == weights_folder() else max(1, (os.cpu_count() or 1) - 1)
+        command += ["--context", str(_window(model)), "--threads", str(threads)]
         if sys.platform != "win32" and len(os.fsencode(socket)) <= SOCKET_PATH_LIMIT:
             command += ["--socket", str(socket)]
         key = secrets.token_urlsafe(32)
@@ -223,14 +228,57 @@ async def _end(process: trio.Process) -> None:
             await trio.aclose_forcefully(pipe)
 
 
+def trained_context(path: Path) -> int:
+    """The tokens that a `.gguf` was trained on; 0 if its head does not say so before its list of tokens."""
+    try:
+        with path.open("rb") as file:
+            magic, _, _, count = struct.unpack("<4sIQQ", file.read(24))
+            for _ in range(min(count, 200) if magic == b"GGUF" else 0):
+                key = _text(file)
+                (kind,) = struct.unpack("<I", file.read(4))
+                value = _value(file, kind)
+                if key.endswith(b".context_length"):
+                    return value
+    except (OSError, struct.error, KeyError, ValueError, OverflowError):
+        pass  # what is wrong with it llama.cpp says when it is loaded
+    return 0
+
+
+def _text(file: IO[bytes]) -> bytes:
+    (length,) = struct.unpack("<Q", file.read(8))
+    return file.read(min(length, 1 << 20))
+
+
+def _value(file: IO[bytes], kind: int) -> int:
+    """The number that comes next; 0 for a text and a short list."""
+    if kind == 8:
+        _text(file)
+        return 0
+    if kind == 9:
+        inner, count = struct.unpack("<IQ", file.read(12))
+        if count > 1000 or inner == 9:
+            raise KeyError("the tokens")
+        for _ in range(count):
+            _value(file, inner)
+        return 0
+    form = f"<{_GGUF[kind]}"
+    return int(struct.unpack(form, file.read(struct.calcsize(form)))[0])
+
+
+def _window(path: Path) -> int:
+    own = 0 if path.parent == weights_folder() else min(MOST_CONTEXT, trained_context(path))
+    return own if own > 0 else CONTEXT_WINDOW
+
+
 def _describe(path: Path) -> ModelInfo:
     demo = path.parent == weights_folder()
+    window = _window(path)
     return ModelInfo(
         ref=ModelRef(LocalProvider.id, path.stem),
         name=f"{path.stem} (demonstration)" if demo else path.stem,
         api="openai-completions",
-        context_window=CONTEXT_WINDOW,
-        max_tokens=MAX_TOKENS,
+        context_window=window,
+        max_tokens=window // 4,
         compat=Compat(supports_tools=not demo),
         demo=demo,
     )

@@ -23,7 +23,7 @@ COMMANDS = {
     "sessions": "List sessions and send to them.",
     "devices": "List, let in and shut out devices.",
     "connect-info": "Show what a program or a phone needs to connect.",
-    "models": "List models, and add the demonstration model.",
+    "models": "List, choose and add models.",
     "logs": "Show what the gateway logged.",
     "bench": "Measure what a person waits for.",
 }

@@ -10,7 +10,7 @@ import trio
 
 from triops.gateway.handlers import intake
 from triops.gateway.methods import Call, NoParams, method
-from triops.gateway.rows import session_defaults, session_row
+from triops.gateway.rows import model_runtime, session_defaults, session_row
 from triops.gateway.schema.chat import Str1, Uint
 from triops.gateway.scopes import ADMIN
 from triops.gateway.services import Services
@@ -67,7 +67,7 @@ async def _sessions(
 
 
 async def health_summary(services: Services) -> dict[str, Any]:
-    """The `health` snapshot, as the method, `hello-ok` and the event carry it."""
+    """The `health` snapshot, as the method, `hello-ok` and the event carry it; the method adds the models."""
     runtime = services.runtime
     start = trio.current_time()
     sessions, by_agent = await _sessions(services, lambda row: {"key": row.key, "updatedAt": row.updated_at})
@@ -121,7 +121,7 @@ def statistics(services: Services) -> dict[str, Any]:
 
 @method("health", scope=None)
 async def health(call: Call, params: Health) -> dict[str, Any]:
-    return await health_summary(call.services)
+    return await health_summary(call.services) | {"modelRuntime": model_runtime(call.services.runtime)}
 
 
 @method("status", scope="operator.read")
@@ -133,7 +133,6 @@ async def status(call: Call, params: StatusParams) -> dict[str, Any]:
     every_ms = round(runtime.config.agents.defaults.heartbeat.every * 1000)
     cron = runtime.cron.status()
     figures = statistics(services)
-    providers = runtime.catalog.states()
     return {
         "ok": True,
         "runtimeVersion": services.version,
@@ -145,13 +144,9 @@ async def status(call: Call, params: StatusParams) -> dict[str, Any]:
         "models": {
             "default": runtime.catalog.default,
             "why": runtime.catalog.default_why,
-            "providers": providers,
+            "providers": runtime.catalog.states(),
         },
-        "modelRuntime": {
-            "degraded": any(each.state == "failed" for each in providers),
-            "pendingAgents": [],
-            "providers": providers,
-        },
+        "modelRuntime": model_runtime(runtime),
         "runs": figures["runs"]["runs"],
         "sessions": {
             "paths": [sessions["path"]],

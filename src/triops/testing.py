@@ -6,14 +6,24 @@ import math
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import trio
 import trio.testing
 
 from triops.agents.errors import ErrorKind, ProviderError
-from triops.agents.model import ModelInfo, ModelRequest, Provider, ProviderEvent
+from triops.agents.messages import UserMessage
+from triops.agents.model import (
+    Authenticating,
+    Done,
+    ModelInfo,
+    ModelRequest,
+    Provider,
+    ProviderEvent,
+    TextDelta,
+    possible,
+)
 from triops.agents.providers.scripted import ScriptedProvider
 from triops.runtime.models import ProviderEntry
 from triops.runtime.testing import (
@@ -37,6 +47,7 @@ __all__ = [
     "TestRuntime",
     "Trigger",
     "chaos",
+    "check_provider",
     "copy_state",
     "cut_everywhere",
     "open_inline_store",
@@ -95,6 +106,64 @@ def chaos(seed: int, *, batches: int = 8) -> Iterator[Fault | None]:
         kind = dice.choice(kinds)
         after = dice.randrange(batches)
         yield dice.choice([None, Fault(after, "hang"), Fault(after, "end"), Fault(after, ProviderError(kind, kind))])
+
+
+async def check_provider(provider: Provider, model: ModelInfo | None = None) -> None:
+    """Assert what the runtime relies on of a provider; each failure says which part of its contract it breaks.
+
+    `model` is one that it serves, by default the first that it lists. It is asked some short questions, two of them at
+    once, one that is left early and one that is cancelled. The caller sets the deadline.
+    """
+    id = provider.id
+    assert id and "/" not in id, f"id: {id!r} cannot stand before the slash of a model reference"
+    listed: list[Any] = list(await provider.discover())
+    for info in listed:
+        assert isinstance(info, ModelInfo), f"discover: {info!r} is no ModelInfo"
+        assert info.ref.provider == id, f"discover: {info.ref} is another provider's"
+        assert not (said := possible(info)[1]), f"discover: {info.ref}: {', '.join(said)}"
+    assert len({info.ref for info in listed}) == len(listed), "discover: a model is listed twice"
+    try:
+        assert await provider.resolve_dynamic("no-model-has-this-id") is None, "resolve_dynamic: it has every model"
+    except ProviderError:
+        pass
+    asked: ModelInfo | None = model or next(iter(listed), None)
+    assert asked is not None, "discover: nothing is listed; say which model to ask"
+    found = await provider.resolve_dynamic(asked.ref.model)
+    assert found is None or found.ref == asked.ref, f"resolve_dynamic: it gave {found} for {asked.ref}"
+    if isinstance(provider, Authenticating):
+        expires: object = await provider.prepare_auth()
+        assert expires is None or isinstance(expires, int), f"prepare_auth: {expires!r} is no time"
+    await provider.warm(asked, "Be brief.")
+    async with trio.open_nursery() as nursery:
+        for words in ("SAY:one", "SAY:two"):
+            nursery.start_soon(_check_answer, provider, asked, words)
+    async with provider.stream(_question(asked, "SAY:left early")) as batches:
+        async for _ in batches:
+            break
+    with trio.CancelScope() as scope:
+        async with provider.stream(_question(asked, "SAY:cancelled")) as batches:
+            async for _ in batches:
+                scope.cancel(reason="the check")
+                await trio.lowlevel.checkpoint()
+    await _check_answer(provider, asked, "SAY:still usable")
+
+
+def _question(model: ModelInfo, words: str) -> ModelRequest:
+    message = UserMessage(words, timestamp=0)
+    return ModelRequest(model=model, system="Be brief.", messages=(message,), max_tokens=min(64, model.max_tokens))
+
+
+async def _check_answer(provider: Provider, model: ModelInfo, words: str) -> None:
+    events: list[object] = []
+    async with provider.stream(_question(model, words)) as batches:
+        async for batch in batches:
+            assert isinstance(batch, (list, tuple)), f"stream: {batch!r} is no list of events"
+            events += batch
+    assert all(isinstance(event, ProviderEvent) for event in events), f"stream: not all are events: {events}"
+    ends = [event for event in events if isinstance(event, Done)]
+    assert len(ends) == 1 and events[-1] is ends[0], f"stream: Done came {len(ends)} times, or not as the last event"
+    text = "".join(event.text for event in events if isinstance(event, TextDelta))
+    assert text == ends[0].message.text, f"stream: its deltas say {text!r}, its message {ends[0].message.text!r}"
 
 
 class Trigger(trio.abc.Instrument):

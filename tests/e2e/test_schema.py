@@ -73,7 +73,16 @@ async def every_method(client: Client) -> set[str]:
     await ask("cron.get", id=job["id"])
     await ask("cron.runs", id=job["id"])
     await ask("cron.remove", id=job["id"])
-    for method in ("health", "status", "models.list", "channels.status", "config.get", "system-presence", "logs.tail"):
+    for method in (
+        "health",
+        "status",
+        "models.list",
+        "models.authStatus",
+        "channels.status",
+        "config.get",
+        "system-presence",
+        "logs.tail",
+    ):
         await ask(method)
     await ask("last-heartbeat")
     await ask("wake", text="up", mode="now")

@@ -16,7 +16,7 @@ ADVERTISED = {
     *("chat.send", "chat.history", "chat.abort", "agent", "agent.wait", "agent.identity.get"),
     *("sessions.list", "sessions.create", "sessions.send", "sessions.reset"),
     *("sessions.subscribe", "sessions.unsubscribe", "sessions.messages.subscribe", "sessions.messages.unsubscribe"),
-    *("models.list", "wake", "health", "status", "channels.status", "config.get"),
+    *("models.list", "models.authStatus", "wake", "health", "status", "channels.status", "config.get"),
     *("cron.add", "cron.list", "cron.get", "cron.run", "cron.runs", "cron.remove", "cron.status"),
     *("system-presence", "last-heartbeat", "logs.tail"),
     *("device.pair.list", "device.pair.approve", "device.pair.reject", "device.pair.remove", "device.pair.rename"),

@@ -11,7 +11,7 @@ import h11
 import msgspec
 import trio
 
-from triops.bench.mock_script import Ask, Message, Script, anthropic, read_script
+from triops.bench.mock_script import Ask, Message, Script, anthropic, openai, read_script
 
 ACCOUNT_TOKEN = "the-login-of-the-mock-account"
 ACCOUNT = {"models": [{"slug": "gpt-5.4", "display_name": "GPT-5.4", "context_window": 272_000}]}
@@ -66,6 +66,14 @@ class ModelServer:
 
     def _content(self, path: str, headers: dict[str, str], body: bytes) -> tuple[str, bytes]:
         match path:
+            case "/v1/models":
+                return "application/json", b'{"data": [{"id": "m", "context_length": 9000}]}'
+            case "/v1/chat/completions" if self.otherwise == 404:
+                ask = msgspec.json.decode(body, type=Ask)
+                script = read_script(ask, 0)
+                return "text/event-stream", b"".join(openai(script, ask.model).writes(script))
+            case "/v1/responses":
+                return "text/event-stream", b"".join(_responses(json.loads(body)))
             case "/v1/messages":
                 ask = msgspec.json.decode(body, type=Ask)
                 return "text/event-stream", b"".join(_anthropic(read_script(ask, 0), ask.model))

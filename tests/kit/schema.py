@@ -139,6 +139,7 @@ OURS: dict[str, tuple[str, ...]] = {
     # Ours: what `triops gateway status` shows.
     "res status": ("ok", "ts", "uptimeMs", "python", "listening", "clients", "runs", "models", "cron", "statistics"),
     "res status.modelRuntime": ("providers",),
+    "res health": ("modelRuntime",),
     "res sessions.subscribe": ("list",),
 }
 """Keys beyond the recorded ones, by the place that has them."""

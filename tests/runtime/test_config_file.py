@@ -12,7 +12,7 @@ from triops.runtime.config import Config, configured_models
 from triops.runtime.config_file import LoadedConfig, load_config, parse_json5
 from triops.runtime.config_reader import ConfigError
 from triops.runtime.paths import Paths
-from triops.runtime.secrets import REDACTED, Secret
+from triops.runtime.secrets import REDACTED, KeyCommand, Secret
 
 TOKEN = "a-token-of-many-characters"
 
@@ -275,6 +275,25 @@ def test_ollamas_own_format_is_said_to_be_replaced(load: Load):
 
 
 @pytest.mark.parametrize(
+    ("written", "said", "window", "most", "price"),
+    [
+        ("contextWindow: 0", "a contextWindow of 0 cannot be; 128000 is used", 128_000, 8_192, 0),
+        ("contextWindow: -1, maxTokens: 9", "a contextWindow of -1 cannot be; 128000 is used", 128_000, 9, 0),
+        ("contextWindow: 100, maxTokens: -5", "a maxTokens of -5 cannot be; 100 is used", 100, 100, 0),
+        ("maxTokens: 0", "a maxTokens of 0 cannot be; 8192 is used", 128_000, 8_192, 0),
+        ("cost: {input: -1, output: 2}", "a price below 0 cannot be; 0 is used", 128_000, 8_192, 2),
+    ],
+)
+def test_a_number_that_cannot_be_is_said_and_stops_nothing(
+    load: Load, written: str, said: str, window: int, most: int, price: float
+):
+    loaded = load(f"{{models: {{providers: {{p: {{baseUrl: 'http://x', models: [{{id: 'm', {written}}}]}}}}}}}}")
+    assert warnings(loaded) == [f"models.providers.p.models[0]: m: {said}"]
+    (info,) = configured_models(loaded.config).values()
+    assert (info.context_window, info.max_tokens, info.cost.input, info.cost.output) == (window, most, 0, price)
+
+
+@pytest.mark.parametrize(
     ("most", "said"),
     [
         (1_001, "1001 of m is more than its contextWindow 1000; a request asks for at most 500, half of the window"),
@@ -387,7 +406,7 @@ def test_a_providers_key_is_a_text_or_a_reference_and_stays_unset_if_it_has_no_v
     [
         ("'${NONE}'", "the environment has no 'NONE'"),
         ("{source: 'env', id: 'NONE'}", "the environment has no 'NONE'"),
-        ("{source: 'exec', id: 'x'}", "secrets of source 'exec' are not supported"),
+        ("{source: 'exec', id: 'x'}", "secrets.providers.default is no source of kind 'exec'"),
         (f"'{REDACTED}'", "not a secret"),
         ("5", "expected a text"),
     ],
@@ -489,3 +508,50 @@ def test_our_own_variable_stands_over_openclaws_and_an_empty_one_is_none(load: L
 @pytest.mark.parametrize("port", ["x", "-1", "65536", "1.5", "²"])
 def test_a_port_of_the_environment_that_is_none_stops_the_start(load: Load, port: str):
     assert faults(load, "{}", OPENCLAW_GATEWAY_PORT=port)[0].startswith("OPENCLAW_GATEWAY_PORT: ")
+
+
+def test_secrets_lie_in_files_as_they_do_in_openclaw(load: Load, tmp_path: Path):
+    vault, alone = tmp_path / "vault.json", tmp_path / "alone"
+    vault.write_text('{"lab": {"a/b": ["first", "sec-of-the-vault"]}, "n": 3}')
+    alone.write_text("sec-that-is-alone\n")
+
+    def key(ref: str) -> tuple[str | None, list[str]]:
+        single = f"{{source: 'file', path: '{alone}', mode: 'singleValue'}}"
+        sources = f"{{vault: {{source: 'file', path: '{vault}'}}, alone: {single}}}"
+        provider = f"{{baseUrl: 'http://x', apiKey: {ref}}}"
+        loaded = load(f"{{models: {{providers: {{p: {provider}}}}}, secrets: {{providers: {sources}}}}}")
+        secret = loaded.config.models.providers["p"].api_key
+        assert "sec-" not in repr(loaded.warnings)
+        return (secret.reveal() if secret else None), warnings(loaded)
+
+    assert key("{source: 'file', provider: 'vault', id: '/lab/a~1b/1'}") == ("sec-of-the-vault", [])
+    assert key("{source: 'file', provider: 'alone', id: '/'}") == ("sec-that-is-alone", [])
+    for ref, said in [
+        ("{source: 'file', provider: 'vault', id: '/lab/none'}", f"{vault}: has nothing at '/lab/none'"),
+        ("{source: 'file', provider: 'vault', id: '/n'}", f"{vault}: has no text at '/n'"),
+        ("{source: 'exec', provider: 'vault', id: 'x'}", "secrets.providers.vault is no source of kind 'exec'"),
+    ]:
+        value, (told,) = key(ref)
+        assert value is None and told == f"models.providers.p.apiKey: {said}; it stays unset"
+    alone.unlink()
+    assert f"there is no file {alone}" in key("{source: 'file', provider: 'alone', id: '/'}")[1][0]
+
+
+def test_a_command_says_keys_of_providers_only_and_stands_by_its_whole_path(load: Load):
+    op = "{source: 'exec', command: '/bin/op', args: ['read']}"
+    sources = f"{{providers: {{op: {op}, near: {{source: 'exec', command: 'op'}}}}}}"
+
+    def loaded(more: str) -> LoadedConfig:
+        return load(f"{{secrets: {sources}, {more}}}")
+
+    ref = "{source: 'exec', provider: 'op', id: 'x'}"
+    command = loaded(f"models: {{providers: {{p: {{baseUrl: 'http://x', apiKey: {ref}}}}}}}").config.models.providers[
+        "p"
+    ]
+    assert isinstance(command.api_key, KeyCommand) and command.api_key.argv == ("/bin/op", "read")
+    with pytest.raises(ConfigError, match=r"gateway.auth.token: a command says the keys of providers only"):
+        loaded(f"gateway: {{auth: {{token: {ref}}}}}")
+    (told,) = warnings(
+        loaded(f"models: {{providers: {{p: {{baseUrl: 'http://x', apiKey: {ref.replace('op', 'near')}}}}}}}")
+    )
+    assert "secrets.providers.near.command is no absolute path" in told

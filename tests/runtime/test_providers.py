@@ -1,7 +1,9 @@
 """What the configuration and the environment make of providers, and what a run hears of one that cannot be asked."""
 
 import json
+import sys
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from triops.runtime.logs import Redactor
 from triops.runtime.models import ModelCatalog, ProviderEntry, UnknownModel
 from triops.runtime.paths import Paths
 from triops.runtime.providers import provider_entries
-from triops.runtime.secrets import Secret
+from triops.runtime.secrets import KeyCommand, Secret
 
 NO_KEY = "openai needs a key: set OPENAI_API_KEY or write models.providers.openai.apiKey"
 
@@ -220,3 +222,57 @@ async def test_a_refused_key_is_named_by_where_it_stands_and_a_missing_one_by_wh
         await client.say("Hi", key="k")
         message = (await client.ended("k"))["errorMessage"]
         assert message == f"lab/m request failed (not authorised, HTTP 401); {advice}"
+
+
+PROGRAM = """
+import json, os, sys
+asked = json.load(sys.stdin)
+keys = open(sys.argv[1]).read().split()
+open(sys.argv[1], "w").write(" ".join(keys[1:]))
+if not keys:
+    sys.exit("the vault is locked")
+plain = os.environ.get("PLAIN")
+print(keys[0] if plain else json.dumps({"values": {asked["ids"][0]: keys[0]}}))
+"""
+
+
+@pytest.mark.parametrize("environ", [{}, {"PLAIN": "1"}])
+async def test_a_command_says_the_key_when_it_is_needed_and_again_after_it_was_refused(
+    tmp_path: Path, server: ModelServer, environ: dict[str, str]
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("key-of-yesterday key-of-today")
+    argv = (sys.executable, "-c", PROGRAM, str(keys))
+    command = KeyCommand(argv, environ, 20.0, "default", "lab/key")
+    redactor = Redactor()
+    config = Config(
+        models=ModelsConfig(
+            mode="replace", providers={"lab": ProviderConfig(base_url=f"{server.url}/v1", api_key=command)}
+        )
+    )
+    async with aclosing(HttpClient()) as http:
+        (entry,) = provider_entries(config, {}, http=http, embedded=None, redactor=redactor)
+        assert entry.key == "config" and keys.read_text().startswith("key-of-yesterday")
+        assert [str(found.ref) for found in await entry.provider.discover()] == ["lab/m"]
+        assert server.asked[-1][1]["authorization"] == "Bearer key-of-yesterday"
+        assert "key-of-yesterday" not in redactor.clean("with key-of-yesterday")
+        server.otherwise = 401
+        request = ModelRequest(
+            model=(await entry.provider.discover())[0], system="", messages=(UserMessage("Hi", timestamp=0),)
+        )
+        for key in ("yesterday", "today"):
+            with pytest.raises(ProviderError, match=r"it refused the key of models.providers.lab.apiKey"):
+                async with entry.provider.stream(request) as batches:
+                    async for _ in batches:
+                        pass
+            assert server.asked[-1][1]["authorization"] == f"Bearer key-of-{key}"
+        with pytest.raises(ProviderError, match=r"said no key .exit code 1.: the vault is locked") as caught:
+            await entry.provider.discover()
+        assert caught.value.kind == "auth"
+
+
+async def test_a_command_that_cannot_be_run_is_the_providers_state() -> None:
+    command = KeyCommand(("/no/such/program",), {}, 5.0, "default", "x")
+    (entry,) = entries({}, lab=ProviderConfig(base_url="http://127.0.0.1:1/v1", api_key=command))
+    with pytest.raises(ProviderError, match="/no/such/program, which should say the key, cannot be run: No such file"):
+        await entry.provider.discover()

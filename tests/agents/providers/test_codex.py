@@ -1,7 +1,9 @@
+import base64
 import json
 from pathlib import Path
 
 import pytest
+import trio
 
 from triops.agents.errors import ProviderError
 from triops.agents.providers.codex import CodexProvider
@@ -105,3 +107,67 @@ async def test_an_account_that_refuses_is_typed_and_the_token_not_repeated(serve
     with pytest.raises(ProviderError) as caught:
         await account.resolve_dynamic("gpt-5.4")
     assert caught.value.kind == kind and TOKEN not in f"{caught.value} {caught.value.detail} {account!r}"
+
+
+NOW = 1_800_000_000_000
+
+
+def token(expires_in: float) -> str:
+    claims = base64.urlsafe_b64encode(json.dumps({"exp": NOW / 1000 + expires_in}).encode()).decode().rstrip("=")
+    return f"h.{claims}.s"
+
+
+def logged_in(login_file: Path, access: str, refresh: str = "r") -> None:
+    whole = json.loads(login_file.read_text())
+    whole["tokens"] |= {"access_token": access, "refresh_token": refresh}
+    login_file.write_text(json.dumps(whole))
+
+
+@pytest.fixture
+def ending(server, http, login_file) -> CodexProvider:
+    """A provider whose login ends in a minute."""
+    logged_in(login_file, token(60))
+    url = f"{server.url}/oauth"
+    return CodexProvider(
+        http=http, base_url=f"{server.url}/codex", login_file=login_file, token_url=url, now=lambda: NOW
+    )
+
+
+async def test_a_login_that_ends_is_renewed_once_and_written_where_the_cli_finds_it(server, ending, login_file):
+    server.answers = [[document({"access_token": token(3600), "refresh_token": "r2"})], [document(MODELS)]]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ending.prepare_auth)
+        nursery.start_soon(ending.prepare_auth)
+    assert len(server.asked) == 1 and server.asked[0].target == b"/oauth"
+    assert server.bodies[0]["refresh_token"] == "r" and server.bodies[0]["grant_type"] == "refresh_token"
+    assert await ending.prepare_auth() == NOW + 3_600_000
+    await ending.resolve_dynamic("gpt-5.4")
+    assert server.header("authorization") == f"Bearer {token(3600)}"
+    written = json.loads(login_file.read_text())
+    assert written["tokens"] == {
+        "id_token": "i",
+        "access_token": token(3600),
+        "refresh_token": "r2",
+        "account_id": "acc-1",
+    }
+    assert written["OPENAI_API_KEY"] is None and written["last_refresh"].startswith("2027-01-15T08:00:00")
+    assert list(login_file.parent.glob("*.triops")) == []
+
+
+async def test_a_login_that_is_not_renewed_names_the_next_step_and_stays_as_it_is(server, ending, login_file):
+    before = login_file.read_text()
+    server.answers = [[document({"error": "refresh_token_reused"}, status=401)], [document([1])]]
+    for words in (r"has ended and was not renewed \(HTTP 401\); run: codex login", "answered with something else"):
+        with pytest.raises(ProviderError, match=words) as caught:
+            await ending.prepare_auth()
+        assert caught.value.kind == "auth" and not caught.value.retryable
+    assert login_file.read_text() == before
+
+
+async def test_a_login_that_does_not_say_when_it_ends_is_used_as_it_is(server, account, login_file):
+    for access in (TOKEN, "a.b.c", f"a.{base64.urlsafe_b64encode(b'[]').decode()}.c", "a.\u00e9.c"):
+        logged_in(login_file, access)
+        assert await account.prepare_auth() is None
+    logged_in(login_file, token(0), refresh="")
+    assert await account.prepare_auth() == NOW
+    assert server.asked == []

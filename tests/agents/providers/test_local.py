@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ from triops.agents.errors import ContextOverflow, ProviderError
 from triops.agents.messages import UserMessage
 from triops.agents.model import Done, ModelInfo, ModelRef, ModelRequest, ProviderEvent, RetryNotice, TextDelta
 from triops.agents.providers.demo import engine_is_installed, weights_folder
-from triops.agents.providers.local import LocalProvider, open_local_provider
+from triops.agents.providers.local import MOST_CONTEXT, LocalProvider, open_local_provider, trained_context
 
 SYSTEM = "You are a helpful assistant. Answer briefly."
 real = pytest.mark.skipif(
@@ -260,3 +261,40 @@ def test_the_engine_s_socket_is_private_survives_ctrl_c_and_is_gone_at_the_end(t
         process.stdin.close()
         assert process.wait(timeout=5) == 0
     assert not socket.exists()
+
+
+def gguf(path: Path, *, context: int, tags: int = 2) -> Path:
+    """The head of a file of weights, as converters write it."""
+
+    def text(value: str) -> bytes:
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    head = [
+        text("general.architecture") + struct.pack("<I", 8) + text("llama"),
+        text("general.tags") + struct.pack("<IIQ", 9, 8, tags) + text("chat") * tags,
+        text("general.quality") + struct.pack("<If", 6, 0.5),
+        text("llama.context_length") + struct.pack("<II", 4, context),
+    ]
+    path.write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, 0, len(head)) + b"".join(head))
+    return path
+
+
+def test_a_files_head_says_how_much_context_it_was_trained_on(tmp_path: Path):
+    file = gguf(tmp_path / "m.gguf", context=32_768)
+    assert trained_context(file) == 32_768
+    whole = file.read_bytes()
+    for cut in range(len(whole)):
+        file.write_bytes(whole[:cut])
+        assert trained_context(file) == 0
+    assert trained_context(gguf(file, context=4096, tags=5000)) == 0
+    file.write_bytes(b"\xff" * 400)
+    assert trained_context(file) == trained_context(tmp_path / "none.gguf") == 0
+
+
+@real
+async def test_a_file_of_ones_own_gets_the_context_it_was_trained_on_up_to_a_limit(tmp_path: Path) -> None:
+    for context in (1024, 32_768):
+        gguf(tmp_path / f"m{context}.gguf", context=context)
+    async with open_local_provider([tmp_path], socket_folder=tmp_path / "run") as provider:
+        found = {model.ref.model: (model.context_window, model.max_tokens) for model in await provider.discover()}
+    assert (found["m1024"], found["m32768"]) == ((1024, 256), (MOST_CONTEXT, MOST_CONTEXT // 4))

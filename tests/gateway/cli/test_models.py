@@ -1,8 +1,10 @@
+import json
 from typing import Any
 
 import pytest
 
 from triops.agents.providers import demo
+from triops.runtime.paths import Paths, prepare_state
 
 
 def test_list(run: Any, gateway: Any):
@@ -41,3 +43,102 @@ def test_a_failed_installation_fails_the_command(run: Any, monkeypatch: pytest.M
     ran = run("models", "add", "demo")
     assert (ran.code, ran.err) == (1, "triops: no pip; by hand: …\n")
     assert run("models", "add", "other").code == 2
+
+
+def test_the_list_can_be_narrowed(run: Any, gateway: Any):
+    gateway.answers["models.list"] = {"models": []}
+    assert "triops models status" in run("models", "list", "--provider", "p", "--configured").out
+    assert gateway.calls[-1].params == {"provider": "p", "view": "configured"}
+
+
+def test_status_shows_how_each_provider_stands_and_scan_asks_first(run: Any, gateway: Any):
+    states = [
+        {"provider": "lab", "state": "ready", "models": 2, "reason": "", "why": "configured"},
+        {"provider": "away", "state": "failed", "models": 0, "reason": "nobody listens", "why": "configured"},
+    ]
+    gateway.answers["status"] = {"models": {"default": "lab/a", "why": "configured", "providers": states}}
+    auth = [{"provider": "lab", "status": "static"}, {"provider": "away", "status": "missing"}]
+    gateway.answers["models.authStatus"] = {"providers": auth}
+    gateway.answers["models.list"] = {"models": [{"provider": "lab", "id": "b", "tags": ["fallback#1"]}]}
+    lines = run("models", "status").out.splitlines()
+    assert lines[:2] == ["Default: lab/a (configured)", "Fallbacks: lab/b"]
+    assert lines[-1].split() == ["away", "failed", "0", "missing", "nobody", "listens"]
+    assert {} in [call.params for call in gateway.calls] and {"refresh": True} not in [c.params for c in gateway.calls]
+    assert json.loads(run("models", "scan", "--json").out)["fallbacks"] == ["lab/b"]
+    assert {"refresh": True} in [call.params for call in gateway.calls]
+
+
+# -- the configuration file --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def written(paths: Paths) -> Any:
+    def write(text: str) -> None:
+        prepare_state(paths)
+        paths.config.write_text(text)
+
+    return write
+
+
+def read(paths: Paths) -> Any:
+    return json.loads(paths.config.read_text())
+
+
+def test_set_makes_the_file_that_is_not_there(run: Any, paths: Paths):
+    ran = run("models", "set", "anthropic/claude")
+    assert (ran.code, read(paths)) == (0, {"agents": {"defaults": {"model": "anthropic/claude"}}})
+    assert "triops gateway stop" in ran.out
+    assert paths.config.stat().st_mode & 0o077 == 0
+
+
+def test_set_and_fallbacks_keep_what_else_there_is(run: Any, paths: Paths, written: Any):
+    written("{gateway: {port: 1}, agents: {defaults: {model: 'anthropic/a'}, entries: {w: {name: 'W'}}},}")
+    assert run("models", "fallbacks", "openai/b", "openai/c").code == 0
+    assert run("models", "set", "openai/d").code == 0
+    assert run("models", "set", "openai/e", "--agent", "w").code == 0
+    assert read(paths) == {
+        "gateway": {"port": 1},
+        "agents": {
+            "defaults": {"model": {"primary": "openai/d", "fallbacks": ["openai/b", "openai/c"]}},
+            "entries": {"w": {"name": "W", "model": "openai/e"}},
+        },
+    }
+    assert run("models", "fallbacks").out == "openai/b\nopenai/c\n"
+    assert run("models", "fallbacks", "--clear").code == 0
+    assert run("models", "fallbacks").out == "No fallbacks.\n"
+    assert run("models", "set", "openai/e", "--agent", "nobody").code == 2
+
+
+def test_aliases_are_given_moved_and_taken_away(run: Any, paths: Paths, written: Any):
+    written('{"agents": {"defaults": {"models": {"p/a": {"alias": "Quick", "params": {"x": 1}}}}}}')
+    assert run("models", "aliases", "quick", "p/b").code == 0
+    assert read(paths)["agents"]["defaults"]["models"] == {"p/a": {"params": {"x": 1}}, "p/b": {"alias": "quick"}}
+    assert run("models", "aliases").out.splitlines()[1].split() == ["quick", "p/b"]
+    assert run("models", "aliases", "quick", "--remove").code == 0
+    assert run("models", "aliases").out == "No aliases.\n"
+    assert "there is no alias 'quick'" in run("models", "aliases", "quick", "--remove").err
+    assert run("models", "aliases", "quick").code == run("models", "aliases", "quick", "bare").code == 2
+
+
+def test_a_file_with_comments_is_left_alone_and_the_line_is_told(run: Any, paths: Paths, written: Any):
+    text = "{\n  // mine\n  gateway: {port: 1, x: 'http://y'},\n}"
+    written(text)
+    ran = run("models", "set", "p/m")
+    assert (ran.code, paths.config.read_text()) == (78, text)
+    assert "has comments" in ran.err and "by hand: agents.defaults.model: 'p/m'" in ran.err
+    written("{gateway: {port: 1, customBindHost: 'http://y'}}")
+    assert run("models", "set", "p/m").code == 0
+
+
+def test_a_file_that_no_gateway_could_start_with_is_not_written(run: Any, paths: Paths, written: Any):
+    written('{"agents": {"defaults": {"model": 3}}}')
+    assert run("models", "set", "p/m").code == 78
+    written('{"agents": {"entries": []}}')
+    assert run("models", "set", "p/m", "--agent", "w").code == 78
+    assert [path.name for path in paths.state.iterdir() if path.name.startswith("triops.json")] == ["triops.json"]
+
+
+def test_a_model_that_the_running_gateway_does_not_list_is_named_with_the_nearest(run: Any, gateway: Any):
+    gateway.answers["models.list"] = {"models": [{"provider": "lab", "id": "gpt-5.4"}]}
+    assert "does not list lab/gpt-5.5; did you mean lab/gpt-5.4?" in run("models", "set", "lab/gpt-5.5").err
+    assert run("models", "set", "lab/gpt-5.4").err.count("does not list") == 0
