@@ -1,5 +1,6 @@
 import math
 import random
+from itertools import chain
 from statistics import median
 
 import pytest
@@ -84,7 +85,7 @@ def a_against_a(shape: str, seed: int) -> tuple[list[list[float]], list[list[flo
 
 def differs_by_samples(blocks: list[list[float]], base: list[list[float]], seed: int) -> bool:
     """What not to do: each turn as an observation of its own."""
-    source, ours, its = random.Random(seed), sum(blocks, []), sum(base, [])
+    source, ours, its = random.Random(seed), [*chain(*blocks)], [*chain(*base)]
     ratios = sorted(median(source.choices(ours, k=600)) / median(source.choices(its, k=600)) for _ in range(40))
     return not ratios[0] <= 1 <= ratios[-1]
 
