@@ -10,7 +10,6 @@ from triops.bench.driver import Turn
 from triops.bench.mock_model import Mark
 from triops.bench.stats import Interval, Summary, median_interval, ratio_interval, summarise
 
-
 BUSY = 0.9
 """Share of the time from which on the generator is taken for the bottleneck."""
 
