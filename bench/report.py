@@ -68,9 +68,10 @@ def _remarks(results: Sequence[Result]) -> list[str]:
 
 
 def _ratio(result: Result) -> str:
-    if result.ratio is None or result.ratio_interval is None:
+    if result.ratio is None:
         return ""
-    return f"{result.ratio:.2f} ({result.ratio_interval.low:.2f}–{result.ratio_interval.high:.2f})"
+    sure = result.ratio_interval
+    return f"{result.ratio:.2f} ({f'{sure.low:.2f}–{sure.high:.2f}' if sure else '–'})"
 
 
 def _number(value: float) -> str:
