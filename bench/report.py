@@ -9,9 +9,6 @@ from datetime import UTC, datetime
 
 from triops.bench.turns import Result
 
-BUSY = 0.9
-"""Share of a core from which on the generator is taken for the bottleneck."""
-
 
 def machine() -> dict[str, str]:
     """Where and when; without it a number means nothing. What a commit costs is the affair of the disk of `state`."""
@@ -30,7 +27,7 @@ def machine_line(machine: Mapping[str, str]) -> str:
 
 
 def chat_table(machine: Mapping[str, str], results: Sequence[Result]) -> str:
-    """Medians in ms, the overhead's p99, and the median overhead in floors with its 95 % interval."""
+    """Medians in ms, the overhead's p99, and the median overhead in floors with its 99 % interval."""
     head = ["", "subject", "ack", "model req", "1st delta", "byte→delta", "last→final", "overhead", "p99", "turns/s"]
     rows = [[*head, "× floor", "gen ms"]]
     for before, result in zip(["", *(result.scenario for result in results)], results, strict=False):
@@ -65,17 +62,16 @@ def _remarks(results: Sequence[Result]) -> list[str]:
         where = f"{result.scenario}, {result.subject}"
         if result.failed:
             remarks.append(f"{where}: {result.failed} turns did not end in a final; runs.jsonl says why.")
-        if result.generator_busy > BUSY:
-            remarks.append(
-                f"{where}: INVALID, the generator was the bottleneck ({result.generator_busy:.0%} of a core)."
-            )
+        if result.invalid:
+            remarks.append(f"{where}: INVALID, {result.invalid}.")
     return remarks
 
 
 def _ratio(result: Result) -> str:
-    if result.ratio is None or result.ratio_interval is None:
+    if result.ratio is None:
         return ""
-    return f"{result.ratio:.2f} ({result.ratio_interval.low:.2f}–{result.ratio_interval.high:.2f})"
+    sure = result.ratio_interval
+    return f"{result.ratio:.2f} ({f'{sure.low:.2f}–{sure.high:.2f}' if sure else '–'})"
 
 
 def _number(value: float) -> str:

@@ -39,6 +39,18 @@ class Scenario(msgspec.Struct, frozen=True):
     """Messages that the one session, kept for all blocks, holds at the start."""
 
 
+class Waiting(trio.abc.Instrument):
+    """How long this loop waited for input, output or a timer."""
+
+    ns = since = 0
+
+    def before_io_wait(self, timeout: float) -> None:
+        self.since = now()
+
+    def after_io_wait(self, timeout: float) -> None:
+        self.ns += now() - self.since
+
+
 class Report(msgspec.Struct, frozen=True):
     """`summary.json`."""
 
@@ -86,25 +98,27 @@ async def _run_scenario(
         share = turns // rounds + (number < turns % rounds)
         for subject, driver in subjects[:: -1 if number % 2 else 1]:
             sessions = kept or [new_session() for _ in range(scenario.concurrency)]
-            blocks.append(await _run_block(subject.name, driver, scenario, model, share, sessions))
+            blocks.append(await run_block(subject.name, driver, scenario, model, share, sessions))
     return blocks
 
 
-async def _run_block(
+async def run_block(
     subject: str, driver: Driver, scenario: Scenario, model: str, turns: int, sessions: Sequence[str]
 ) -> Block:
     warm_up = max(WARM_UP, scenario.concurrency)
     await closed_loop(driver, sessions, warm_up, fresh=scenario.fresh, message=scenario.message)
 
+    trio.lowlevel.add_instrument(waiting := Waiting())
     begun, cpu = now(), time.process_time_ns()
     if scenario.rate:
         done = await open_loop(driver, sessions, turns, scenario.rate)
     else:
         done = await closed_loop(driver, sessions, turns, fresh=scenario.fresh, message=scenario.message)
     wall, cpu = now() - begun, time.process_time_ns() - cpu
+    trio.lowlevel.remove_instrument(waiting)
     marks = await trio.to_thread.run_sync(take_marks, model)
     found = [Record(subject, scenario.name, turn, phases(turn, marks.get(turn.run, ()))) for turn in done]
-    return Block(found, begun, wall, cpu)
+    return Block(found, begun, wall, cpu, wall - waiting.ns)
 
 
 async def timed(work: Callable[[], Awaitable[list[Record]]]) -> Block:

@@ -1,6 +1,6 @@
 """From clock marks to the phases of a turn and their summary: pure. Knows no socket."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from statistics import median
 
@@ -9,6 +9,9 @@ import msgspec
 from triops.bench.driver import Turn
 from triops.bench.mock_model import Mark
 from triops.bench.stats import Interval, Summary, median_interval, ratio_interval, summarise
+
+BUSY = 0.9
+"""Share of the time from which on the generator is taken for the bottleneck."""
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -34,6 +37,8 @@ class Block(msgspec.Struct, frozen=True):
     wall_ns: int
     cpu_ns: int
     """CPU time of the generator's process."""
+    working_ns: int = 0
+    """Time in which the generator's loop was not waiting: more than its CPU time where others took the core from it."""
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -46,13 +51,15 @@ class Result(msgspec.Struct, frozen=True):
     generator_cpu_ms: float
     """Per turn."""
     generator_busy: float
-    """Share of one core; near 1, the generator was the bottleneck and the result says nothing of the subject."""
+    """Share of the time, or of one core, that it worked; see `BUSY`."""
     metrics: dict[str, Summary]
     overhead_interval: Interval | None
     """Of the median."""
     ratio: float | None
     """Median overhead, in medians of the floor."""
     ratio_interval: Interval | None
+    invalid: str = ""
+    """Why this says nothing of the subject; empty if it does."""
 
 
 def phases(turn: Turn, marks: Sequence[Mark]) -> dict[str, float]:
@@ -93,6 +100,8 @@ def _result(scenario: str, subject: str, blocks: Sequence[Block], floor: Sequenc
     good = [record.metrics for record in turns if record.good]
     names = dict.fromkeys(name for metrics in good for name in metrics)
     ours, base = _overheads(blocks), _overheads(floor)
+    metrics = {name: summarise([found[name] for found in good if name in found]) for name in names}
+    busy = max(cpu, sum(block.working_ns for block in blocks)) / wall
     compared = len(ours) == len(base) and all(ours) and all(base)
     return Result(
         subject=subject,
@@ -100,12 +109,21 @@ def _result(scenario: str, subject: str, blocks: Sequence[Block], floor: Sequenc
         failed=len(turns) - len(good),
         turns_per_second=_rate(blocks),
         generator_cpu_ms=cpu / len(turns) / 1e6,
-        generator_busy=cpu / wall,
-        metrics={name: summarise([metrics[name] for metrics in good if name in metrics]) for name in names},
+        generator_busy=busy,
+        metrics=metrics,
         overhead_interval=median_interval(ours) if all(ours) else None,
         ratio=median(chain(*ours)) / median(chain(*base)) if compared else None,
         ratio_interval=ratio_interval(ours, base) if compared else None,
+        invalid=_doubt(busy, metrics),
     )
+
+
+def _doubt(busy: float, metrics: Mapping[str, Summary]) -> str:
+    if busy > BUSY:
+        return f"the generator was the bottleneck (at work {busy:.0%} of the time)"
+    if "sending" in metrics and "total" in metrics and metrics["sending"].p99 > metrics["total"].p50:
+        return f"the generator sent late (p99 {metrics['sending'].p99:.1f} ms, more than the median turn took)"
+    return ""
 
 
 def _overheads(blocks: Sequence[Block]) -> list[list[float]]:

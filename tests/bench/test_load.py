@@ -54,6 +54,20 @@ async def test_no_arrival_is_sent_before_it_is_due():
     assert all(0 < turn.due <= turn.sent for turn in done)
 
 
+async def test_all_who_come_while_the_generator_stalls_wait_from_their_intended_arrival():
+    class Stalls(Instant):
+        async def chat(self, session: str, message: str, run: str, *, due: int = 0) -> Turn:
+            until = now() + 50_000_000 * (not self.turns)
+            while now() < until:
+                pass
+            return await super().chat(session, message, run, due=due)
+
+    done = await open_loop(Stalls(), ["a"], 20, 1_000.0)
+    waited = [phases(turn, ())["total"] for turn in sorted(done, key=lambda turn: turn.due)]
+    assert len({turn.due for turn in done}) == 20, "each has the moment at which it was to come"
+    assert sum(ms > 10 for ms in waited) >= 10, "not the first alone"
+
+
 def test_waiting_for_a_stalled_sender_counts_as_latency():
     turn = Turn("r", "s", due=1_000_000, sent=21_000_000, acked=22_000_000, final=25_000_000, state="final")
     assert phases(turn, ()) == pytest.approx({"sending": 20, "ack": 21, "total": 24})

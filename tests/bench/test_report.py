@@ -4,11 +4,11 @@ from triops.bench.turns import Result
 
 
 def result(
-    subject: str, *, failed: int = 0, busy: float = 0.3, ratio: float | None = None, overhead: bool = True
+    subject: str, *, failed: int = 0, invalid: str = "", ratio: float | None = None, overhead: bool = True
 ) -> Result:
     metrics = {"ack": summarise([1.0]), **({"overhead": summarise([4.0])} if overhead else {})}
     interval = Interval(1.4, 1.6) if ratio else None
-    return Result(subject, "one session", failed, 250.0, 0.5, busy, metrics, None, ratio, interval)
+    return Result(subject, "one session", failed, 250.0, 0.5, 0.3, metrics, None, ratio, interval, invalid)
 
 
 def test_cells_stand_in_columns():
@@ -40,10 +40,10 @@ def test_the_table_shows_medians_ratio_and_what_is_not_known():
 
 def test_doubts_are_said_below_the_table():
     text = chat_table(
-        machine(), [result("triops", failed=3), result("floor", busy=0.95), result("other", overhead=False)]
+        machine(), [result("triops", failed=3), result("floor", invalid="too slow"), result("other", overhead=False)]
     )
     assert "one session, triops: 3 turns did not end in a final" in text
-    assert "one session, floor: INVALID, the generator was the bottleneck (95% of a core)" in text
+    assert "one session, floor: INVALID, too slow." in text
     assert "--model" in text
 
 

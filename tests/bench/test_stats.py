@@ -1,4 +1,7 @@
+import math
 import random
+from itertools import chain
+from statistics import median
 
 import pytest
 
@@ -42,15 +45,63 @@ def test_the_same_against_the_same_may_be_equal_and_twice_as_much_may_not():
     base = [noise(5, seed=seed) for seed in range(8)]
     same = ratio_interval([noise(5, seed=seed) for seed in range(10, 18)], base)
     double = ratio_interval([noise(10, seed=seed) for seed in range(10, 18)], base)
-    assert same.low < 1 < same.high
+    assert same is not None
+    assert double is not None
+    assert not same.excludes(1)
+    assert double.excludes(1)
     assert 1.8 < double.low < double.high < 2.2
 
 
 def test_drift_between_blocks_widens_the_interval_of_the_median_but_not_of_the_ratio():
-    def width(interval: Interval) -> float:
+    def width(interval: Interval | None) -> float:
+        assert interval is not None
         return interval.high - interval.low
 
     steady = [noise(5, seed=seed) for seed in range(8)]
     drifting = [noise(5 + seed, seed=seed) for seed in range(8)]
     assert width(median_interval(drifting)) > 5 * width(median_interval(steady))
     assert width(ratio_interval(drifting, drifting)) < 0.4
+
+
+def test_one_pair_of_blocks_and_a_median_of_nothing_tell_no_ratio():
+    assert ratio_interval([noise(5)], [noise(5)]) is None
+    assert ratio_interval([[0.0], [1.0]], [[1.0], [1.0]]) is None
+
+
+def a_against_a(shape: str, seed: int) -> tuple[list[list[float]], list[list[float]]]:
+    """Ten pairs of blocks of one subject: the machine's mood by block, turns that resemble the turn before, tails."""
+    source, mood, found = random.Random(seed), 0.0, ([], [])
+    for number in range(10):
+        mood = mood + source.gauss(0, 0.1) if shape != "steps" else source.choice([0, 0, 0.25, 0.6])
+        for side in (0, 1) if number % 2 else (1, 0):
+            own, near, block = source.gauss(0, 0.05), 0.0, list[float]()
+            for _ in range(60):
+                near = 0.8 * near + source.gauss(0, 0.1)
+                late = 3 * source.paretovariate(1.2) if shape != "drift" and source.random() < 0.03 else 0
+                block.append(4 * math.exp(mood + own + near) + late)
+            found[side].append(block)
+    return found
+
+
+def differs_by_samples(blocks: list[list[float]], base: list[list[float]], seed: int) -> bool:
+    """What not to do: each turn as an observation of its own."""
+    source, ours, its = random.Random(seed), [*chain(*blocks)], [*chain(*base)]
+    ratios = sorted(median(source.choices(ours, k=600)) / median(source.choices(its, k=600)) for _ in range(40))
+    return not ratios[0] <= 1 <= ratios[-1]
+
+
+@pytest.mark.parametrize("shape", ["drift", "tails", "steps"])
+def test_a_against_a_differs_in_at_most_five_of_a_hundred_runs(shape: str):
+    runs = [ratio_interval(*a_against_a(shape, seed)) for seed in range(100)]
+    assert sum(run is None or run.excludes(1) for run in runs) <= 5
+
+
+@pytest.mark.parametrize("shape", ["drift", "tails", "steps"])
+def test_a_third_more_in_every_turn_is_seen_in_most_runs(shape: str):
+    runs = [a_against_a(shape, seed) for seed in range(100)]
+    found = [ratio_interval([[4 / 3 * value for value in block] for block in ours], base) for ours, base in runs]
+    assert sum(run is not None and run.excludes(1) for run in found) > 50
+
+
+def test_turns_taken_for_observations_of_their_own_fail_that():
+    assert sum(differs_by_samples(*a_against_a("drift", seed), seed) for seed in range(30)) > 5

@@ -89,3 +89,16 @@ def test_the_rate_leaves_out_how_a_block_runs_empty():
 def test_the_rate_of_a_block_in_which_all_started_at_once_is_that_of_the_whole():
     (found,) = results([block("triops", [10.0], wall=20)])
     assert found.turns_per_second == pytest.approx(50)
+
+
+def test_a_generator_from_which_others_took_the_core_counts_as_busy():
+    (found,) = results([Block(block("triops", [4.0]).records, 0, 100 * MS, 10 * MS, working_ns=95 * MS)])
+    assert found.invalid == "the generator was the bottleneck (at work 95% of the time)"
+
+
+@pytest.mark.parametrize(("late", "invalid"), [(1, False), (30, True)])
+def test_arrivals_that_the_generator_sent_late_tell_nothing_of_the_subject(late: float, invalid: bool):
+    seen = [turn(due=100, sent=100 + delay, final=110 + delay) for delay in (0, 0, late)]
+    records = [Record("triops", "open", turn, phases(turn, ())) for turn in seen]
+    (found,) = results([Block(records, 0, 100 * MS, 10 * MS)])
+    assert ("sent late" in found.invalid) == invalid
