@@ -25,11 +25,17 @@ class Summary(msgspec.Struct, frozen=True):
     avg: float
     std: float
     min: float
+    max: float
+    sum: float
+    p1: float
+    p5: float
+    p10: float
+    p25: float
     p50: float
+    p75: float
     p90: float
     p95: float
     p99: float
-    max: float
 
 
 def percentile(values: Samples, percent: float) -> float:
@@ -49,8 +55,8 @@ def percentile(values: Samples, percent: float) -> float:
 
 def summarise(values: Samples) -> Summary:
     """Of times in ms. Raises ValueError if there are no samples."""
-    p50, p90, p95, p99 = (percentile(values, percent) for percent in (50, 90, 95, 99))
-    return Summary("ms", len(values), fmean(values), pstdev(values), min(values), p50, p90, p95, p99, max(values))
+    spread = (percentile(values, percent) for percent in (1, 5, 10, 25, 50, 75, 90, 95, 99))
+    return Summary("ms", len(values), fmean(values), pstdev(values), min(values), max(values), sum(values), *spread)
 
 
 def median_interval(blocks: Sequence[Samples], *, seed: int = 0) -> Interval:
