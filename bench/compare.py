@@ -144,7 +144,8 @@ def comparison_text(found: Comparison) -> str:
     said = [f"A: {machine_line(found.a)}", f"B: {machine_line(found.b)}", "", *table(lines), ""]
     if any(row.interval is None for row in found.rows):
         said.append(f"No interval where a side has a time of 0 or fewer than {FEWEST_BLOCKS} blocks: take more turns.")
-    if any(row.subject == "floor" and row.verdict in ("slower", "quicker") for row in found.rows):
+    floor = [row for row in found.rows if row.subject == "floor" and row.metric in MAIN]
+    if any(row.verdict in ("slower", "quicker") for row in floor):
         said.append("The floor differs: the machine has changed, and its share is no fault or merit of a subject.")
     return "\n".join(said).rstrip()
 

@@ -193,7 +193,7 @@ def _timeline(by_subject: Groups, colors: Colors) -> str:
 
 
 def _waterfall(results: Sequence[Result], colors: Colors) -> str:
-    """Medians of the phases one below the other, from the send to the final."""
+    """The phases one below the other, from the send to the final; medians, which do not quite add up."""
     bars: list[Bar] = []
     for result in results:
         p50 = {name: found.p50 for name, found in result.metrics.items()}
@@ -201,7 +201,11 @@ def _waterfall(results: Sequence[Result], colors: Colors) -> str:
             continue
         asked, total = p50["model_request"], p50["total"]
         last = total - p50["last_byte_to_final"]
-        spans = {"ack": (0.0, p50.get("ack", 0.0)), "to the model": (0.0, asked), "model": (asked, last)}
+        spans = {
+            "ack": (0.0, p50.get("ack", 0.0)),
+            "to the model": (0.0, asked),
+            "model": (asked, asked + p50["model"]),
+        }
         if "first_byte_to_delta" in p50:
             spans["byte → delta"] = (p50["first_delta"] - p50["first_byte_to_delta"], p50["first_delta"])
         spans |= {"last byte → final": (last, total)}

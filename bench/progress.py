@@ -43,7 +43,7 @@ def live() -> Generator[None]:
 
     def show(what: str, text: str) -> None:
         lines[what] = (lines[what][0] + 1 if what in lines else 1, text)
-        table = Table("measuring", "blocks", "the last", box=None)
+        table = Table("measuring", "looks", "the last", box=None)
         for name, (times, last) in lines.items():
             table.add_row(name, str(times), last)
         screen.update(table, refresh=True)

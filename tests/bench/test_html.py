@@ -56,6 +56,14 @@ def test_percentiles_stand_in_the_legend_and_goodput_in_the_table():
     ]
 
 
+def test_medians_that_do_not_add_up_make_no_bar_that_ends_before_it_begins():
+    (found, *_) = blocks()
+    found.records[0].metrics.update(model_request=3.5, last_byte_to_final=2.0)
+    figure = list(ElementTree.fromstring(made([found])).iter("figure"))[-1]
+    assert figure.findtext("figcaption") == PLOTS[-1]
+    assert [row[3].text for row in figure.findall("details//tr")[1:]] == ["1.00", "3.50", "0.50", "0.50", "2.00"]
+
+
 def test_plots_without_numbers_are_left_out():
     assert captions(made([block("triops", [4.0, 5.0])])) == [PLOTS[0], *PLOTS[2:4]]
     failed = block("triops", [4.0])
