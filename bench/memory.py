@@ -12,6 +12,7 @@ import trio
 from triops.bench.driver import open_driver
 from triops.bench.errors import BenchFailed
 from triops.bench.load import closed_loop, new_session
+from triops.bench.output import make_folder
 from triops.bench.progress import live, tell
 from triops.bench.report import machine, machine_line, table
 from triops.bench.subjects import Targets, open_model, openers
@@ -96,9 +97,10 @@ def memory_table(report: Report) -> str:
 
 def run(targets: Targets, turns: int, *, out: Path | None, as_json: bool) -> None:
     """Measure, print, and write `summary.json` into `out`."""
+    if out is not None:
+        make_folder(out)
     with live():
         report = trio.run(measure, targets, turns)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
         (out / "summary.json").write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
     print(msgspec.json.encode(report).decode() if as_json else memory_table(report))

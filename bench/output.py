@@ -7,6 +7,7 @@ merges what it streams, so that its client sees no single token.
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import msgspec
 
@@ -67,9 +68,24 @@ def _aiperf(result: Result) -> dict[str, dict[str, str | float]]:
     return found
 
 
+def make_folder(folder: Path) -> None:
+    """Called before a measurement, which would be in vain where nothing can be written.
+
+    Raises:
+        BenchFailed: nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise BenchFailed(
+            f"--out: nothing can be written to {folder}: {error.strerror}; name another folder"
+        ) from error
+
+
 def write(folder: Path, report: Report, blocks: Sequence[Block]) -> None:
-    """Into `folder`, which is made; what an earlier measurement left there is written over."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Into `folder`; what an earlier measurement left there is written over."""
     records = [(number, record) for number, block in enumerate(blocks) for record in block.records]
     lines = [Line(**msgspec.structs.asdict(record), block=number) for number, record in records]
     (folder / "runs.jsonl").write_bytes(msgspec.json.Encoder().encode_lines(lines))

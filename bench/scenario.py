@@ -18,7 +18,7 @@ from triops.bench.driver import Driver, now, open_driver
 from triops.bench.errors import BenchFailed
 from triops.bench.load import MESSAGE, closed_loop, new_session, open_loop
 from triops.bench.mock_model import Mark
-from triops.bench.output import summary, write
+from triops.bench.output import make_folder, summary, write
 from triops.bench.progress import live, told
 from triops.bench.report import machine, text
 from triops.bench.subjects import Subject, Targets, open_model, openers
@@ -124,6 +124,8 @@ def take_marks(model: str) -> dict[str, list[Mark]]:
 
 def run(measure: Callable[[], Awaitable[list[Block]]], command: str, *, out: Path | None, as_json: bool) -> None:
     """Measure, print, and write what `output` names into `out`; `command` says how to do it again."""
+    if out is not None:
+        make_folder(out)
     noted = machine()  # before the load is our own
     with live():
         blocks = trio.run(measure)

@@ -164,3 +164,12 @@ def test_a_short_measurement_leaves_valid_files_that_can_be_compared_and_shown(
     assert "1.00" in capsys.readouterr().out
     assert bench("table", str(tmp_path)) == 0
     assert capsys.readouterr().out.startswith("`triops bench chat --turns 6 ")
+
+
+@pytest.mark.parametrize("scenario", ["chat", "memory"])
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_measured(
+    scenario: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "file").touch()
+    assert bench(scenario, "--url", "ws://127.0.0.1:1", "--start", "x", "--out", str(tmp_path / "file" / "below")) == 1
+    assert "--out: nothing can be written to" in capsys.readouterr().err

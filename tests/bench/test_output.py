@@ -6,7 +6,7 @@ import pytest
 from tests.bench.test_turns import MS, turn
 
 from triops.bench.errors import BenchFailed
-from triops.bench.output import STATISTICS, read_lines, read_summary, summary, write
+from triops.bench.output import STATISTICS, make_folder, read_lines, read_summary, summary, write
 from triops.bench.turns import Block, Record, results
 
 
@@ -24,6 +24,7 @@ def blocks(*, cpu: float = 10) -> list[Block]:
 
 
 def written(folder: Path, found: list[Block]) -> Path:
+    make_folder(folder)
     write(folder, summary("triops bench chat", {"date": "today"}, results(found)), found)
     return folder
 
