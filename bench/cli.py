@@ -192,11 +192,11 @@ def _report(measure: Callable[[], Awaitable[Any]], out: Path | None) -> None:
 def _command() -> str:
     """The running command as it can be typed again, without its token and where its results went."""
     context = click.get_current_context()
-    words = context.command_path.split()
+    words, token = context.command_path.split(), context.params.get("token") or "\0"
     for option in context.command.params:
         name, value = option.name or "", context.params.get(option.name or "")
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE and name not in ("token", "out", "json"):
-            words += [option.opts[0], *([] if value is True else [str(value)])]
+            words += [option.opts[0], *([] if value is True else [str(value).replace(token, "TOKEN")])]
     return shlex.join(words)
 
 

@@ -117,16 +117,19 @@ def judge(a: Report, b: Report, rows: Sequence[Row], threshold: float, metric: s
     The floor is no subject: it tells how the machine has changed.
 
     Raises:
-        BenchFailed: there is no such metric.
+        BenchFailed: there is no such metric, or nothing that could pass the threshold.
     """
     if metric and metric not in (known := dict.fromkeys(row.metric for row in rows)):
         raise BenchFailed(f"no metric {metric} in both; there are {', '.join(known)}")
     main = metric or next((name for name in MAIN if any(row.metric == name for row in rows)), "")
+    judged = [(r, r.interval) for r in rows if r.interval and r.subject != "floor" and main in ("", r.metric)]
+    if not judged:
+        raise BenchFailed("nothing to judge: both need the same scenario and subject, not the floor, and an interval")
     found = [
-        f"{r.scenario}, {r.subject}: {r.metric} is {r.ratio:.2f} × A's (95 %: {r.interval.low:.2f}–"
-        f"{r.interval.high:.2f}), all of it past {threshold:g}"
-        for r in rows
-        if r.interval and r.interval.low > threshold and r.subject != "floor" and main in ("", r.metric)
+        f"{r.scenario}, {r.subject}: {r.metric} is {r.ratio:.2f} × A's (95 %: {interval.low:.2f}–{interval.high:.2f}), "
+        f"all of it past {threshold:g}"
+        for r, interval in judged
+        if interval.low > threshold
     ]
     before = {(entry.scenario, entry.subject): entry for entry in a.results}
     for entry in b.results:

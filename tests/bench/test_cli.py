@@ -173,3 +173,10 @@ def test_a_folder_that_cannot_be_written_is_said_before_anything_is_measured(
     (tmp_path / "file").touch()
     assert bench(scenario, "--url", "ws://127.0.0.1:1", "--start", "x", "--out", str(tmp_path / "file" / "below")) == 1
     assert "--out: nothing can be written to" in capsys.readouterr().err
+
+
+def test_the_noted_command_keeps_no_token(monkeypatch: pytest.MonkeyPatch):
+    noted: list[str] = []
+    monkeypatch.setattr("triops.bench.scenario.run", lambda measure, command, **rest: noted.append(command))
+    assert bench("chat", "--token", "s3", "--start", "peer --token=s3 {model}", "--turns", "1", "--out", "x") == 0
+    assert noted == ["triops bench chat --turns 1 --start 'peer --token=TOKEN {model}'"]

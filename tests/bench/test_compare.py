@@ -74,10 +74,13 @@ def test_the_command_fails_where_the_whole_interval_is_past_the_threshold(
 
 
 def test_the_floor_is_not_judged_but_its_change_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    a = str(written(tmp_path / "a", synthetic(1, subject="floor")))
-    b = str(written(tmp_path / "b", synthetic(2, factor=2, subject="floor")))
+    floor, slower = synthetic(1, subject="floor"), synthetic(2, factor=2, subject="floor")
+    a, b = (str(written(tmp_path / name, synthetic(1) + blocks)) for name, blocks in (("a", floor), ("b", slower)))
     assert bench("compare", a, b, "--threshold", "1.1") == 0
     assert "The floor differs: the machine has changed" in capsys.readouterr().out
+    a, b = (str(written(tmp_path / name, blocks)) for name, blocks in (("c", floor), ("d", slower)))
+    assert bench("compare", a, b, "--threshold", "1.1") == 1, "a threshold that nothing could pass is no check"
+    assert "nothing to judge" in capsys.readouterr().err
 
 
 def test_turns_that_fail_do_not_pass_a_threshold(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
