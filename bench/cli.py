@@ -157,7 +157,7 @@ def selfcheck(pairs: int) -> None:
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
 @click.option("--threshold", type=click.FloatRange(0, min_open=True), help="Fail past it, for example 1.10.")
-@click.option("--metric", help="The one that must not pass it.  [default: overhead, or else total]")
+@click.option("--metric", help="The one that must not pass it.  [default: overhead_in_floors, overhead, or total]")
 @json_option
 def compare(a: Path, b: Path, threshold: float | None, metric: str | None) -> None:
     """What B is in parts of A (folders that --out wrote), with 95 % intervals.

@@ -15,14 +15,18 @@ from triops.bench.report import machine_line, table
 from triops.bench.stats import RESAMPLES, Interval, Samples
 
 FEWEST_BLOCKS = 3
-MAIN = ("overhead", "total")
+IN_FLOORS = "overhead_in_floors"
+"""The overhead in medians of the floor that took turns with the subject: what the machine did to both is not in it."""
+MAIN = (IN_FLOORS, "overhead", "total")
 """The metric that a threshold is for, unless one is named: the first of these that there is, else all."""
 Key = tuple[str, str, str]
 """Scenario, subject, metric."""
+Side = tuple[Sequence[Samples], Sequence[Samples]]
+"""Blocks, and those of the floor in which they are counted; none of these: they are counted in ms."""
 
 
 class Row(msgspec.Struct, frozen=True):
-    """The medians of one metric in ms, and B's in parts of A's."""
+    """The medians of one metric in ms (or in floors), and B's in parts of A's."""
 
     scenario: str
     subject: str
@@ -74,34 +78,57 @@ def compare(a: dict[Key, list[list[float]]], b: dict[Key, list[list[float]]]) ->
     Raises:
         BenchFailed: they have nothing in common.
     """
-    if rows := [_row(key, a[key], b[key]) for key in a if key in b]:
+    rows = [_row(key, (a[key], ()), (b[key], ())) for key in a if key in b]
+    for scenario, subject, metric in a:
+        ours, floor = (scenario, subject, metric), (scenario, "floor", metric)
+        if (
+            metric == "overhead"
+            and subject != "floor"
+            and ours in b
+            and _paired(a, ours, floor)
+            and _paired(b, ours, floor)
+        ):
+            rows.append(_row((scenario, subject, IN_FLOORS), (a[ours], a[floor]), (b[ours], b[floor])))
+    if rows:
         return rows
     sides = ("; ".join(dict.fromkeys(f"{key[0]}, {key[1]}" for key in side)) or "nothing" for side in (a, b))
     raise BenchFailed("nothing to compare: A has {}; B has {}".format(*sides))
 
 
-def _row(key: Key, a: Sequence[Samples], b: Sequence[Samples]) -> Row:
-    before, after = median(chain(*a)), median(chain(*b))
-    if min(chain(*a, *b)) <= 0:
+def _paired(side: dict[Key, list[list[float]]], ours: Key, floor: Key) -> bool:
+    return len(side[ours]) == len(side.get(floor, ()))
+
+
+def _row(key: Key, a: Side, b: Side) -> Row:
+    if min(chain(*chain(*a, *b))) <= 0:
+        before, after = median(chain(*a[0])), median(chain(*b[0]))
         return Row(*key, before, after, after / before if before > 0 else None, None)
+    before, after = _middle(a), _middle(b)
     return Row(*key, before, after, after / before, ratio_of_runs(a, b))
 
 
-def ratio_of_runs(a: Sequence[Samples], b: Sequence[Samples], *, seed: int = 0) -> Interval | None:
+def _middle(side: Side) -> float:
+    blocks, floor = side
+    return median(chain(*blocks)) / (median(chain(*floor)) if floor else 1)
+
+
+def ratio_of_runs(a: Side, b: Side, *, seed: int = 0) -> Interval | None:
     """How sure the ratio of the medians is of two runs that did not take turns; None for too few blocks.
 
     Each side's standard error by bootstrap over its blocks, and Student's t for the few that it rests on.
     """
-    if min(len(a), len(b)) < FEWEST_BLOCKS:
+    fewest = min(len(a[0]), len(b[0]))
+    if fewest < FEWEST_BLOCKS:
         return None
     source, errors = random.Random(seed), list[float]()
-    for blocks in (a, b):
-        found: list[float] = []
+    for side in (a, b):
+        count, found = len(side[0]), list[float]()
         for _ in range(RESAMPLES):
-            drawn = source.choices(blocks, k=len(blocks))
-            found.append(median(value for block in drawn for value in source.choices(block, k=len(block))))
-        errors.append(pstdev(found) / median(chain(*blocks)) * sqrt(len(blocks) / (len(blocks) - 1)))
-    ratio, margin = median(chain(*b)) / median(chain(*a)), exp(_student(min(len(a), len(b)) - 1) * hypot(*errors))
+            places = source.choices(range(count), k=count)
+            drawn = ([source.choices(kind[n], k=len(kind[n])) for n in places] if kind else () for kind in side)
+            found.append(_middle((next(drawn), next(drawn))))
+        errors.append(pstdev(found) / _middle(side) * sqrt(count / (count - 1)))
+    ratio, margin = _middle(b) / _middle(a), exp(_student(fewest - 1) * hypot(*errors))
     return Interval(ratio / margin, ratio * margin)
 
 
@@ -139,17 +166,17 @@ def judge(a: Report, b: Report, rows: Sequence[Row], threshold: float, metric: s
 
 
 def comparison_text(found: Comparison) -> str:
-    lines = [["", "subject", "metric", "A ms", "B ms", "B/A", "95 %", ""]]
+    lines = [["", "subject", "metric", "A", "B", "B/A", "95 %", ""]]
     for r in found.rows:
         ratio = "–" if r.ratio is None else f"{r.ratio:.2f}"
         spread = f"{r.interval.low:.2f}–{r.interval.high:.2f}" if r.interval else "–"
         lines.append([r.scenario, r.subject, r.metric, f"{r.a:.2f}", f"{r.b:.2f}", ratio, spread, r.verdict])
-    said = [f"A: {machine_line(found.a)}", f"B: {machine_line(found.b)}", "", *table(lines), ""]
+    said = [f"A: {machine_line(found.a)}", f"B: {machine_line(found.b)}", "Medians in ms", "", *table(lines), ""]
     if any(row.interval is None for row in found.rows):
         said.append(f"No interval where a side has a time of 0 or fewer than {FEWEST_BLOCKS} blocks: take more turns.")
     floor = [row for row in found.rows if row.subject == "floor" and row.metric in MAIN]
     if any(row.verdict in ("slower", "quicker") for row in floor):
-        said.append("The floor differs: the machine has changed, and its share is no fault or merit of a subject.")
+        said.append(f"The floor differs: the machine has changed; {IN_FLOORS} leaves its share out.")
     return "\n".join(said).rstrip()
 
 

@@ -76,11 +76,23 @@ def test_the_command_fails_where_the_whole_interval_is_past_the_threshold(
 def test_the_floor_is_not_judged_but_its_change_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     floor, slower = synthetic(1, subject="floor"), synthetic(2, factor=2, subject="floor")
     a, b = (str(written(tmp_path / name, synthetic(1) + blocks)) for name, blocks in (("a", floor), ("b", slower)))
-    assert bench("compare", a, b, "--threshold", "1.1") == 0
+    assert bench("compare", a, b, "--threshold", "1.1", "--metric", "total") == 0
     assert "The floor differs: the machine has changed" in capsys.readouterr().out
     a, b = (str(written(tmp_path / name, blocks)) for name, blocks in (("c", floor), ("d", slower)))
     assert bench("compare", a, b, "--threshold", "1.1") == 1, "a threshold that nothing could pass is no check"
     assert "nothing to judge" in capsys.readouterr().err
+
+
+def test_what_slows_the_floor_too_is_the_machine_s_and_not_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    a = str(written(tmp_path / "a", synthetic(1) + synthetic(3, subject="floor")))
+    b = str(written(tmp_path / "b", synthetic(2, factor=2) + synthetic(4, factor=2, subject="floor")))
+    assert bench("compare", a, b, "--threshold", "1.3") == 0
+    assert "overhead_in_floors" in capsys.readouterr().out
+    assert bench("compare", a, b, "--threshold", "1.3", "--metric", "overhead") == 1
+    worse = str(written(tmp_path / "c", synthetic(2, factor=4) + synthetic(4, factor=2, subject="floor")))
+    capsys.readouterr()
+    assert bench("compare", a, worse, "--threshold", "1.3") == 1
+    assert "one session, triops: overhead_in_floors is" in capsys.readouterr().err
 
 
 def test_turns_that_fail_do_not_pass_a_threshold(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
