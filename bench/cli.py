@@ -1,11 +1,13 @@
 """The command line of `triops bench`. Imports what a subcommand needs when it runs."""
 
-from collections.abc import Awaitable, Callable
+import shlex
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from triops.bench.errors import BenchFailed
 from triops.gateway.cli.failures import Failure
@@ -31,7 +33,7 @@ TARGETS = (
 )
 NO_FLOOR = click.option("--no-floor", is_flag=True, help="Leave out the floor.")
 OUT = click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), help="Write runs.jsonl and summary.json there."
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Write runs.jsonl, summary and report there."
 )
 
 
@@ -69,7 +71,7 @@ def chat(targets: "Targets", turns: int, concurrency: str, history: int, paced: 
     """Chat latency: ack, first delta, final, and the overhead over the model's own time."""
     from triops.bench.chat import measure
 
-    _report(partial(measure, targets, turns, _counts(concurrency), paced=paced, history=history), out, chat=True)
+    _report(partial(measure, targets, turns, _counts(concurrency), paced=paced, history=history), out)
 
 
 @_scenario(
@@ -82,7 +84,7 @@ def concurrency(targets: "Targets", turns: int, sessions: str, rate: str, out: P
     from triops.bench.concurrency import measure
 
     rates = _counts(rate, "--rate") if rate else ()
-    _report(partial(measure, targets, turns, _counts(sessions, "--sessions"), rates), out, chat=True)
+    _report(partial(measure, targets, turns, _counts(sessions, "--sessions"), rates), out)
 
 
 @_scenario(click.option("--runs", default=5, show_default=True, type=click.IntRange(1), help="Pairs of starts."))
@@ -90,7 +92,7 @@ def first_turn(targets: "Targets", runs: int, out: Path | None) -> None:
     """The first turn after a start, at once and warmed up, the second, and warm ones."""
     from triops.bench.first_turn import measure
 
-    _report(partial(measure, targets, runs), out, chat=True)
+    _report(partial(measure, targets, runs), out)
 
 
 @_scenario(
@@ -151,11 +153,51 @@ def selfcheck(pairs: int) -> None:
     _guard(lambda: run(pairs, as_json=as_json()))
 
 
-def _report(measure: Callable[[], Awaitable[Any]], out: Path | None, *, chat: bool = False) -> None:
-    from triops.bench.report import chat_table
-    from triops.bench.scenario import metrics_table, run
+@bench.command()
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@click.option("--threshold", type=click.FloatRange(0, min_open=True), help="Fail past it, for example 1.10.")
+@click.option("--metric", help="The one that must not pass it.  [default: overhead_in_floors, overhead, or total]")
+@json_option
+def compare(a: Path, b: Path, threshold: float | None, metric: str | None) -> None:
+    """What B is in parts of A (folders that --out wrote), with 95 % intervals.
 
-    _guard(lambda: run(measure, out=out, as_json=as_json(), table=chat_table if chat else metrics_table))
+    With --threshold it fails if a median of B is more than that many of A's, and the whole interval says so.
+    """
+    from triops.bench.compare import run
+
+    _guard(lambda: run(a, b, threshold=threshold, metric=metric, as_json=as_json()))
+
+
+@bench.command()
+@click.argument("folders", type=click.Path(path_type=Path), nargs=-1, required=True)
+def table(folders: Sequence[Path]) -> None:
+    """Saved results (folders that --out wrote) as Markdown, with date, machine and command."""
+    from triops.bench.output import read_summary
+    from triops.bench.report import markdown
+
+    def show() -> None:
+        for report in list(map(read_summary, folders)):
+            print(markdown(report.command, report.machine, report.results), end="\n\n")
+
+    _guard(show)
+
+
+def _report(measure: Callable[[], Awaitable[Any]], out: Path | None) -> None:
+    from triops.bench.scenario import run
+
+    _guard(lambda: run(measure, _command(), out=out, as_json=as_json()))
+
+
+def _command() -> str:
+    """The running command as it can be typed again, without its token and where its results went."""
+    context = click.get_current_context()
+    words, token = context.command_path.split(), context.params.get("token") or "\0"
+    for option in context.command.params:
+        name, value = option.name or "", context.params.get(option.name or "")
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE and name not in ("token", "out", "json"):
+            words += [option.opts[0], *([] if value is True else [str(value).replace(token, "TOKEN")])]
+    return shlex.join(words)
 
 
 def _counts(text: str, option: str = "--concurrency") -> tuple[int, ...]:

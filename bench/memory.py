@@ -12,6 +12,8 @@ import trio
 from triops.bench.driver import open_driver
 from triops.bench.errors import BenchFailed
 from triops.bench.load import closed_loop, new_session
+from triops.bench.output import make_folder
+from triops.bench.progress import live, tell
 from triops.bench.report import machine, machine_line, table
 from triops.bench.subjects import Targets, open_model, openers
 
@@ -52,6 +54,7 @@ async def measure(targets: Targets, turns: int) -> Report:
                     at = number * AT_ONCE % SESSIONS
                     await closed_loop(driver, sessions[at : at + AT_ONCE], share)
                     found.append(Look(found[-1].turns + share, rss_of_tree(subject.pid) or 0))
+                    tell(f"memory, {name}", f"{found[-1].turns} turns, {found[-1].rss_mb:.1f} MB")
             looks[name] = found
     return Report(machine(), looks, {name: slope(found[LOOKS // 2 :]) for name, found in looks.items()})
 
@@ -94,8 +97,10 @@ def memory_table(report: Report) -> str:
 
 def run(targets: Targets, turns: int, *, out: Path | None, as_json: bool) -> None:
     """Measure, print, and write `summary.json` into `out`."""
-    report = trio.run(measure, targets, turns)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
+    with live():
+        report = trio.run(measure, targets, turns)
+    if out is not None:
         (out / "summary.json").write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
     print(msgspec.json.encode(report).decode() if as_json else memory_table(report))

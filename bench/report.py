@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from triops.bench.turns import Result
+from triops.bench.turns import Record, Result
 
 
 def machine() -> dict[str, str]:
@@ -26,18 +26,49 @@ def machine_line(machine: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in machine.items())
 
 
-def chat_table(machine: Mapping[str, str], results: Sequence[Result]) -> str:
+def text(machine: Mapping[str, str], results: Sequence[Result]) -> str:
+    """The table for a terminal, and below it what is to be known of it."""
+    return "\n".join([machine_line(machine), "", *table(rows(results)), "", *remarks(results)]).rstrip()
+
+
+def markdown(command: str, machine: Mapping[str, str], results: Sequence[Result]) -> str:
+    """The same for a README, with the command that made it."""
+    lines = [f"| {' | '.join(cells)} |" for cells in rows(results)]
+    rule = "|---|---|" + "--:|" * (lines[0].count("|") - 3)
+    return "\n".join([f"`{command}` ({machine_line(machine)})", "", lines[0], rule, *lines[1:], "", *remarks(results)])
+
+
+def rows(results: Sequence[Result]) -> list[list[str]]:
+    """Of turns what was waited for; of what is no turn every metric."""
+    return _turns(results) if any("total" in result.metrics for result in results) else _metrics(results)
+
+
+def _metrics(results: Sequence[Result]) -> list[list[str]]:
+    found = [["", "ms", "p50", "p95", "p99", "max", "count"]]
+    for result in results:
+        for metric, s in result.metrics.items():
+            name, times = f"{result.scenario}, {result.subject}", map(_number, (s.p50, s.p95, s.p99, s.max))
+            found.append([name, metric, *times, str(s.count)])
+    return found
+
+
+def _turns(results: Sequence[Result]) -> list[list[str]]:
     """Medians in ms, the overhead's p99, and the median overhead in floors with its 99 % interval."""
     head = ["", "subject", "ack", "model req", "1st delta", "byte→delta", "last→final", "overhead", "p99", "turns/s"]
-    rows = [[*head, "× floor", "gen ms"]]
+    found = [[*head, "× floor", "gen ms"]]
     for before, result in zip(["", *(result.scenario for result in results)], results, strict=False):
         names = ("ack", "model_request", "first_delta", "first_byte_to_delta", "last_byte_to_final", "overhead")
         medians = [_number(result.metrics[name].p50) if name in result.metrics else "–" for name in names]
         p99 = _number(result.metrics["overhead"].p99) if "overhead" in result.metrics else "–"
         scenario = "" if before == result.scenario else result.scenario
         cost = _number(result.generator_cpu_ms)
-        rows.append([scenario, result.subject, *medians, p99, f"{result.turns_per_second:.0f}", _ratio(result), cost])
-    return "\n".join([machine_line(machine), "", *table(rows), "", *_remarks(results)]).rstrip()
+        found.append([scenario, result.subject, *medians, p99, f"{result.turns_per_second:.0f}", _ratio(result), cost])
+    return found
+
+
+def latency(record: Record) -> float:
+    """What was waited for: the final; where that is not the question, what was measured last."""
+    return record.metrics.get("total", list(record.metrics.values())[-1])
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -52,19 +83,21 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _remarks(results: Sequence[Result]) -> list[str]:
-    remarks = [
-        "Medians in ms; overhead: chat.send → final less the model's own time; gen ms: the generator's CPU a turn."
-    ]
-    if any("overhead" not in result.metrics for result in results):
-        remarks.append("No marks of the model for some: --model names the mock that the gateway is configured to use.")
+def remarks(results: Sequence[Result]) -> list[str]:
+    found: list[str] = []
+    if turns := [result for result in results if "total" in result.metrics]:
+        found.append(
+            "Medians in ms; overhead: chat.send → final less the model's own time; gen ms: the generator's CPU a turn."
+        )
+    if any("overhead" not in result.metrics for result in turns):
+        found.append("No marks of the model for some: --model names the mock that the gateway is configured to use.")
     for result in results:
         where = f"{result.scenario}, {result.subject}"
         if result.failed:
-            remarks.append(f"{where}: {result.failed} turns did not end in a final; runs.jsonl says why.")
+            found.append(f"{where}: {result.failed} turns did not end as they should; runs.jsonl says why.")
         if result.invalid:
-            remarks.append(f"{where}: INVALID, {result.invalid}.")
-    return remarks
+            found.append(f"{where}: INVALID, {result.invalid}.")
+    return found
 
 
 def _ratio(result: Result) -> str:

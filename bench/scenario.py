@@ -18,9 +18,11 @@ from triops.bench.driver import Driver, now, open_driver
 from triops.bench.errors import BenchFailed
 from triops.bench.load import MESSAGE, closed_loop, new_session, open_loop
 from triops.bench.mock_model import Mark
-from triops.bench.report import machine, machine_line, table
+from triops.bench.output import make_folder, summary, write
+from triops.bench.progress import live, told
+from triops.bench.report import machine, text
 from triops.bench.subjects import Subject, Targets, open_model, openers
-from triops.bench.turns import Block, Record, Result, phases, results
+from triops.bench.turns import Block, Record, phases, results
 
 ROUNDS = 10
 WARM_UP = 5
@@ -49,13 +51,6 @@ class Waiting(trio.abc.Instrument):
 
     def after_io_wait(self, timeout: float) -> None:
         self.ns += now() - self.since
-
-
-class Report(msgspec.Struct, frozen=True):
-    """`summary.json`."""
-
-    machine: dict[str, str]
-    results: list[Result]
 
 
 @asynccontextmanager
@@ -118,13 +113,13 @@ async def run_block(
     trio.lowlevel.remove_instrument(waiting)
     marks = await trio.to_thread.run_sync(take_marks, model)
     found = [Record(subject, scenario.name, turn, phases(turn, marks.get(turn.run, ()))) for turn in done]
-    return Block(found, begun, wall, cpu, wall - waiting.ns)
+    return told(Block(found, begun, wall, cpu, wall - waiting.ns))
 
 
 async def timed(work: Callable[[], Awaitable[list[Record]]]) -> Block:
     begun, cpu = now(), time.process_time_ns()
     records = await work()
-    return Block(records, begun, now() - begun, time.process_time_ns() - cpu)
+    return told(Block(records, begun, now() - begun, time.process_time_ns() - cpu))
 
 
 def take_marks(model: str) -> dict[str, list[Mark]]:
@@ -141,31 +136,14 @@ def take_marks(model: str) -> dict[str, list[Mark]]:
     return marks
 
 
-def metrics_table(machine: dict[str, str], found: Sequence[Result]) -> str:
-    """Every metric of every result, in ms."""
-    rows = [["", "ms", "p50", "p95", "p99", "max", "count"]]
-    for result in found:
-        name = f"{result.scenario}, {result.subject}" + (f" ({result.failed} failed)" if result.failed else "")
-        for metric, s in result.metrics.items():
-            rows.append([name, metric, *(f"{value:.2f}" for value in (s.p50, s.p95, s.p99, s.max)), str(s.count)])
-    return "\n".join([machine_line(machine), "", *table(rows)])
-
-
-def run(
-    measure: Callable[[], Awaitable[list[Block]]],
-    *,
-    out: Path | None,
-    as_json: bool,
-    table: Callable[[dict[str, str], Sequence[Result]], str] = metrics_table,
-) -> None:
-    """Measure, print, and write `runs.jsonl` and `summary.json` into `out`."""
-    noted = machine()  # before the load is our own
-    blocks = trio.run(measure)
-    report = Report(noted, results(blocks))
+def run(measure: Callable[[], Awaitable[list[Block]]], command: str, *, out: Path | None, as_json: bool) -> None:
+    """Measure, print, and write what `output` names into `out`; `command` says how to do it again."""
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "runs.jsonl").write_bytes(
-            b"".join(msgspec.json.encode(record) + b"\n" for b in blocks for record in b.records)
-        )
-        (out / "summary.json").write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
-    print(msgspec.json.encode(report).decode() if as_json else table(report.machine, report.results))
+        make_folder(out)
+    noted = machine()  # before the load is our own
+    with live():
+        blocks = trio.run(measure)
+    report = summary(command, noted, results(blocks))
+    if out is not None:
+        write(out, report, blocks)
+    print(msgspec.json.encode(report).decode() if as_json else text(noted, report.results))

@@ -20,6 +20,7 @@ from triops.bench.driver import now, open_driver
 from triops.bench.launch import MARKS
 from triops.bench.load import closed_loop, new_session
 from triops.bench.memory import AT_ONCE, SESSIONS, rss_of_tree
+from triops.bench.progress import live, tell
 from triops.bench.report import machine, machine_line, table
 from triops.bench.stats import Summary, summarise
 from triops.bench.subjects import FLOOR, GATEWAY, open_floor, open_gateway, open_model
@@ -98,6 +99,7 @@ async def _start_once(name: str, model: str) -> dict[str, float]:
                 hello = now() - begun
     spans = {"spawn": ready - subject.spawned, "import": imports, "listen": subject.listening - ready - imports}
     spans |= {"hello": hello, "total": subject.listening - subject.spawned + hello}
+    tell(f"start, {name}", f"{spans['total'] / 1e6:.1f} ms")
     return {name: span / 1e6 for name, span in spans.items()}
 
 
@@ -157,5 +159,6 @@ def _read(path: Path | str) -> bytes:
 
 def run(options: Options, *, as_json: bool) -> None:
     """Measure and print."""
-    report = trio.run(measure, options)
+    with live():
+        report = trio.run(measure, options)
     print(msgspec.json.encode(report).decode() if as_json else start_table(report))

@@ -32,11 +32,17 @@ class Summary(msgspec.Struct, frozen=True):
     avg: float
     std: float
     min: float
+    max: float
+    sum: float
+    p1: float
+    p5: float
+    p10: float
+    p25: float
     p50: float
+    p75: float
     p90: float
     p95: float
     p99: float
-    max: float
 
 
 def percentile(values: Samples, percent: float) -> float:
@@ -56,8 +62,8 @@ def percentile(values: Samples, percent: float) -> float:
 
 def summarise(values: Samples) -> Summary:
     """Of times in ms. Raises ValueError if there are no samples."""
-    p50, p90, p95, p99 = (percentile(values, percent) for percent in (50, 90, 95, 99))
-    return Summary("ms", len(values), fmean(values), pstdev(values), min(values), p50, p90, p95, p99, max(values))
+    spread = (percentile(values, percent) for percent in (1, 5, 10, 25, 50, 75, 90, 95, 99))
+    return Summary("ms", len(values), fmean(values), pstdev(values), min(values), max(values), sum(values), *spread)
 
 
 def median_interval(blocks: Sequence[Samples], *, seed: int = 0) -> Interval:
@@ -76,6 +82,18 @@ def ratio_interval(blocks: Sequence[Samples], base: Sequence[Samples]) -> Interv
         return None
     ratios = [math.log(ours / its) for ours, its in pairs]
     center, width = fmean(ratios), T99[min(len(ratios) - 1, len(T99)) - 1] * stdev(ratios) / math.sqrt(len(ratios))
+    return Interval(math.exp(center - width), math.exp(min(center + width, 700)))
+
+
+def unpaired_interval(values: Samples, base: Samples) -> Interval:
+    """How sure a ratio is of what did not take turns: a value above 0 for each block, at least two on each side.
+
+    99 %, with Student's t for the side that has fewer.
+    """
+    ours, its = [math.log(value) for value in values], [math.log(value) for value in base]
+    center = fmean(ours) - fmean(its)
+    error = math.hypot(stdev(ours) / math.sqrt(len(ours)), stdev(its) / math.sqrt(len(its)))
+    width = T99[min(len(ours), len(its), len(T99) + 1) - 2] * error
     return Interval(math.exp(center - width), math.exp(min(center + width, 700)))
 
 

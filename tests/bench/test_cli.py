@@ -1,8 +1,12 @@
+import csv
 import json
+import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
+from triops.bench.output import read_lines, read_summary
 from triops.bench.subjects import Subject
 from triops.gateway.cli.main import main
 
@@ -18,9 +22,12 @@ def test_chat_measures_a_gateway_at_a_url_and_writes_a_record_a_turn(
     model_url: str, floor_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     arguments = ["--url", floor_url, "--model", model_url, "--no-floor", "--turns", "3", "--concurrency", "1,2"]
-    assert bench("chat", *arguments, "--json", "--out", str(tmp_path / "out")) == 0
+    assert bench("chat", *arguments, "--token", "secret", "--json", "--out", str(tmp_path / "out")) == 0
     summary = json.loads(capsys.readouterr().out)
     assert json.loads((tmp_path / "out" / "summary.json").read_text("utf-8")) == summary
+    assert summary["command"] == (
+        f"triops bench chat --turns 3 --concurrency 1,2 --url {floor_url} --model {model_url} --no-floor"
+    ), "neither the token nor the folder"
     assert [found["scenario"] for found in summary["results"]] == ["fresh sessions", "one session", "2 at once"]
     for found in summary["results"]:
         assert (found["subject"], found["failed"], found["metrics"]["overhead"]["count"]) == ("gateway", 0, 3)
@@ -131,3 +138,45 @@ def test_a_scenario_without_a_floor_writes_its_records_and_a_table(
     assert bench(scenario, *arguments, "--out", str(tmp_path)) == 0
     assert f"{scenario}, gateway" in capsys.readouterr().out
     assert json.loads((tmp_path / "runs.jsonl").read_bytes())["turn"]["state"] == state
+
+
+@pytest.mark.slow
+def test_a_short_measurement_leaves_valid_files_that_can_be_compared_and_shown(
+    model_url: str, floor_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """What CI runs of the suite: it works and its output is valid, whatever the times are."""
+    arguments = ["--url", floor_url, "--model", model_url, "--no-floor", "--turns", "6", "--concurrency", "1,2"]
+    assert bench("chat", *arguments, "--out", str(tmp_path)) == 0
+    report, lines = read_summary(tmp_path), read_lines(tmp_path)
+    assert [entry.aiperf["request_count"]["avg"] for entry in report.results] == [6, 6, 6]
+    assert [(line.good, line.scenario) for line in lines] == [
+        (True, e.scenario) for e in report.results for _ in range(6)
+    ]
+    with (tmp_path / "summary.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["scenario"] for row in rows} == {entry.scenario for entry in report.results}
+    assert all(float(row["avg"]) >= 0 and row["unit"] for row in rows)
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert len(list(ElementTree.fromstring(page).iter("svg"))) > len(report.results)
+    assert not re.search(r"src=|href=|@import|url\(|<script", page)
+    capsys.readouterr()
+    assert bench("compare", str(tmp_path), str(tmp_path), "--threshold", "1.1") == 0
+    assert "1.00" in capsys.readouterr().out
+    assert bench("table", str(tmp_path)) == 0
+    assert capsys.readouterr().out.startswith("`triops bench chat --turns 6 ")
+
+
+@pytest.mark.parametrize("scenario", ["chat", "memory"])
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_measured(
+    scenario: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "file").touch()
+    assert bench(scenario, "--url", "ws://127.0.0.1:1", "--start", "x", "--out", str(tmp_path / "file" / "below")) == 1
+    assert "--out: nothing can be written to" in capsys.readouterr().err
+
+
+def test_the_noted_command_keeps_no_token(monkeypatch: pytest.MonkeyPatch):
+    noted: list[str] = []
+    monkeypatch.setattr("triops.bench.scenario.run", lambda measure, command, **rest: noted.append(command))
+    assert bench("chat", "--token", "s3", "--start", "peer --token=s3 {model}", "--turns", "1", "--out", "x") == 0
+    assert noted == ["triops bench chat --turns 1 --start 'peer --token=TOKEN {model}'"]

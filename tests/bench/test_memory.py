@@ -7,6 +7,7 @@ import trio
 
 from triops.bench.errors import BenchFailed
 from triops.bench.memory import LOOKS, Look, measure, memory_table, rss_of_tree, slope, tree_of
+from triops.bench.progress import live
 from triops.bench.subjects import Targets
 
 
@@ -35,13 +36,17 @@ def test_the_slope_is_that_of_the_line_through_the_looks():
 
 @pytest.mark.slow  # starts a process
 @pytest.mark.skipif(sys.platform != "linux", reason="there is no /proc")
-async def test_memory_is_looked_at_on_the_way(model_url: str):
-    with trio.fail_after(20):
+async def test_memory_is_looked_at_on_the_way(
+    model_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with live(), trio.fail_after(20):
         report = await measure(Targets(model=model_url, floor=False), 25)
     (looks,) = report.looks.values()
     assert (len(looks), looks[0].turns, looks[-1].turns) == (LOOKS + 1, 0, 25)
     assert all(look.rss_mb > 10 for look in looks)
     assert "triops" in memory_table(report)
+    assert "memory, triops" in capsys.readouterr().err, "a terminal sees how far it is"
 
 
 async def test_memory_of_a_gateway_that_runs_already_is_not_measured():
