@@ -107,7 +107,7 @@ async def open_runtime(
     store: Store | None = None,
     providers: tuple[ProviderEntry, ...] | None = None,
     tools: tuple[AnyTool, ...] = (),
-    in_thread: InThread = trio.to_thread.run_sync,
+    in_thread: InThread | None = None,
     drain: float = DRAIN,
 ) -> AsyncGenerator[Runtime]:
     """Open everything; inside the block runs are accepted and jobs fire.
@@ -120,7 +120,7 @@ async def open_runtime(
         StateError: an agent's workspace cannot be used.
         Unavailable: the state cannot be opened.
     """
-    config = loaded.config
+    config, in_thread = loaded.config, in_thread or trio.to_thread.run_sync
     prepare_workspaces(config, paths)
     async with AsyncExitStack() as stack:
         if store is None:
