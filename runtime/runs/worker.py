@@ -11,6 +11,7 @@ from typing import Protocol
 import msgspec
 import trio
 
+from triops.agents.errors import ProviderError
 from triops.agents.kept import Kept
 from triops.agents.messages import AssistantMessage, Message
 from triops.runtime.boundaries import contain
@@ -222,7 +223,8 @@ class Worker:
         run.answered = True
         await desk.clear()
         if run.stop_reason is not None and failure is not None:
-            self._log.error("a turn that was stopped failed on its way out", run=run.id, error=failure)
+            tell = self._log.info if isinstance(failure, ProviderError | RuntimeFault) else self._log.error
+            tell("a turn that was stopped failed on its way out", run=run.id, error=failure)
         if run.stop_reason is not None:  # who stopped it was told that it worked
             return turn.stopped()
         if failure is not None:

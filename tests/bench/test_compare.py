@@ -110,7 +110,9 @@ def test_what_cannot_be_compared_is_said_in_words(tmp_path: Path, capsys: pytest
     invalid = str(written(tmp_path / "b", synthetic(1, cpu=99)))
     other = str(written(tmp_path / "c", synthetic(1, subject="gateway")))
     assert "absent is no folder" in said(a, absent)
-    assert "b: one session, triops is INVALID, the generator was the bottleneck (at work 99% of the time)" in said(a, invalid)
+    assert "b: one session, triops is INVALID, the generator was the bottleneck (at work 99% of the time)" in said(
+        a, invalid
+    )
     assert "A has one session, triops; B has one session, gateway" in said(a, other)
     assert "no metric ttft in both; there are total, overhead" in said(a, a, "--threshold", "1", "--metric", "ttft")
 

@@ -20,7 +20,9 @@ NEEDS: dict[str, str | None] = {
     **dict.fromkeys(("health", "device.scopes.requestUpgrade", "device.scopes.waitUpgrade")),
     **dict.fromkeys(("agent.identity.get", "channels.status", "chat.history", "config.get"), READ),
     **dict.fromkeys(("cron.get", "cron.list", "cron.runs", "cron.status", "gateway.identity.get"), READ),
-    **dict.fromkeys(("last-heartbeat", "logs.tail", "models.list", "sessions.list", "sessions.subscribe"), READ),
+    **dict.fromkeys(
+        ("last-heartbeat", "logs.tail", "models.authStatus", "models.list", "sessions.list", "sessions.subscribe"), READ
+    ),
     **dict.fromkeys(("sessions.messages.subscribe", "sessions.messages.unsubscribe"), READ),
     **dict.fromkeys(("sessions.unsubscribe", "status", "system-presence"), READ),
     **dict.fromkeys(

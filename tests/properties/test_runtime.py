@@ -72,14 +72,19 @@ class World:
             run = host.runtime.runs.open_run(key)
             assert run is None or run.state is RunState.QUEUED, (submission, run and run.state)
 
+    async def leave(self) -> None:
+        """Leave nothing open, whatever was found."""
+        await self._stack.aclose()
+
     async def kill(self) -> None:
         """Stop as a power cut does: what the disk holds now is all that the next life finds."""
         host, self.killed = self.host, True
-        now = len(host.events.events)
+        now, accepted = len(host.events.events), dict(self.accepted)
         copy_state(self.folder / str(self.lives), self.folder / str(self.lives + 1))
         self.lives += 1
         await self._stack.aclose()
         self._hear(host.events.events[:now])
+        self.accepted = accepted  # what it acknowledged after that, nobody heard
 
     def _disk_refused(self, host: TestRuntime) -> bool:
         return all("stored" in record.message or "started" in record.message for record in host.faults())
@@ -259,9 +264,12 @@ async def play(steps: Sequence[tuple[Any, ...]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         world = World(Path(folder))
         await world.open()
-        for step in steps:
-            await world.do(step)
-        await world.check()
+        try:
+            for step in steps:
+                await world.do(step)
+            await world.check()
+        finally:
+            await world.leave()
 
 
 SESSION = st.sampled_from(SESSIONS)
