@@ -30,18 +30,14 @@ class LateProvider:
     @asynccontextmanager
     async def stream(self, request: ModelRequest) -> AsyncGenerator[AsyncIterable[Sequence[ProviderEvent]]]:
         provider = await self._opened()
-        with self.own_faults():
-            entered = provider.stream(request)
-            batches = await entered.__aenter__()
-        try:
-            yield _Batches(batches, self)
-        except BaseException as error:
-            with self.own_faults(but=error):
-                if not await entered.__aexit__(type(error), error, error.__traceback__):
+        callers: list[Exception] = []
+        with self.own_faults(callers):
+            async with provider.stream(request) as batches:
+                try:
+                    yield _Batches(batches, self)
+                except Exception as error:
+                    callers.append(error)
                     raise
-        else:
-            with self.own_faults():
-                await entered.__aexit__(None, None, None)
 
     async def prepare_auth(self) -> int | None:
         provider = await self._opened()
@@ -67,8 +63,8 @@ class LateProvider:
                 return self._provider
 
     @contextmanager
-    def own_faults(self, *, but: BaseException | None = None) -> Generator[None]:
-        """Make a `ProviderError` of whatever fails inside, `but` that error, which is the caller's."""
+    def own_faults(self, callers: Sequence[Exception] = ()) -> Generator[None]:
+        """Make a `ProviderError` of whatever fails inside, but of the caller's errors."""
         try:
             yield
         except ProviderError as error:
@@ -76,13 +72,13 @@ class LateProvider:
                 self._provider = None
             raise
         except trio.TooSlowError as error:
-            if error is but:
+            if any(error is each for each in callers):
                 raise
             raise ProviderError("timeout", f"{self.id} did not open in time", retryable=True) from None
         except StopAsyncIteration:
             raise
         except Exception as error:
-            if error is but:
+            if any(error is each for each in callers):
                 raise
             raise ProviderError("unclassified", f"{self.id} failed by its own fault: {error!r}") from error
 

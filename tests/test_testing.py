@@ -215,16 +215,19 @@ class Wrong(ScriptedProvider):
         async with super().stream(request) as batches:
             async for batch in batches:
                 if self.part != "Done" or not isinstance(batch[-1], Done):
-                    yield batch
+                    yield batch  # noqa: ASYNC119, RUF100  as_safe_channel closes this generator where it runs
                 if self.part == "its deltas say" and isinstance(batch[-1], TextDelta):
-                    yield batch
+                    yield batch  # noqa: ASYNC119, RUF100  as_safe_channel closes this generator where it runs
 
 
 @pytest.mark.parametrize("part", ["another", "cannot be", "every model", "Done", "its deltas say"])
 async def test_a_provider_that_breaks_its_contract_is_told_which_part(part: str) -> None:
-    with pytest.raises((AssertionError, ExceptionGroup)) as caught:
+    said = ""
+    try:
         await check_provider(Wrong(part))
-    assert part in str(_first(caught.value))
+    except* AssertionError as group:
+        said = str(_first(group))
+    assert part in said
 
 
 def _first(error: BaseException) -> BaseException:
