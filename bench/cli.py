@@ -144,7 +144,7 @@ def start(runs: int, turns: int, no_floor: bool) -> None:
 
 
 @bench.command()
-@click.option("--pairs", default=100, show_default=True, type=click.IntRange(1), help="Of turns, for each place.")
+@click.option("--pairs", default=300, show_default=True, type=click.IntRange(1), help="Of turns, for each place.")
 @json_option
 def selfcheck(pairs: int) -> None:
     """Whether 5 ms are found where they are put, here and now; fails if not."""
