@@ -160,7 +160,7 @@ def selfcheck(pairs: int) -> None:
 @click.option("--metric", help="The one that must not pass it.  [default: overhead_in_floors, overhead, or total]")
 @json_option
 def compare(a: Path, b: Path, threshold: float | None, metric: str | None) -> None:
-    """What B is in parts of A (folders that --out wrote), with 95 % intervals.
+    """What B is in parts of A (folders that --out wrote), with 99 % intervals.
 
     With --threshold it fails if a median of B is more than that many of A's, and the whole interval says so.
     """
