@@ -37,6 +37,7 @@ from triops.runtime.secrets import Secret
 from triops.runtime.spend import Spend
 from triops.runtime.store.aside import open_aside
 from triops.runtime.store.sqlite import Store, open_store
+from triops.runtime.tools.cron import cron_tool
 from triops.runtime.tools.sessions import SessionTools
 from triops.runtime.tracing import open_tracing
 from triops.runtime.turn import ChatTurn
@@ -132,12 +133,13 @@ async def open_runtime(
             open_catalog(loaded, paths, redactor=log.redactor, providers=providers)
         )
         holder: list[Supervisor] = []
+        jobs: list[CronScheduler] = []
         session_tools = SessionTools(store, lambda: holder[0], clock)
         plans = Plans(
             profiles(config),
             config=config,
             workspace_of=partial(workspace_of, config, paths),
-            tools=lambda root: (*file_tools(root), *session_tools.tools(), *tools),
+            tools=lambda root: (*file_tools(root), *session_tools.tools(), cron_tool(lambda: jobs[0]), *tools),
             clock=clock,
             in_thread=in_thread,
             log=log,
@@ -175,6 +177,7 @@ async def open_runtime(
         cron = stack.enter_context(
             open_scheduler(store, bus, runs, config=config.cron, clock=clock, log=log.bind("cron"), path=paths.database)
         )
+        jobs.append(cron)
         heartbeat = Heartbeat(store, bus, runs, config=config.agents.defaults.heartbeat, clock=clock)
         services = await stack.enter_async_context(trio.open_nursery())
         stack.callback(services.cancel_scope.cancel, reason="the runtime stops")

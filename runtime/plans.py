@@ -31,9 +31,10 @@ Toolset = Callable[[Path], tuple[AnyTool, ...]]
 """The tools of an agent whose workspace is that folder."""
 
 KEPT_PLANS = 64
-_NOT_FOR_SUBAGENTS = frozenset({"sessions_send"})
+_NOT_FOR_SUBAGENTS = frozenset({"cron", "sessions_send"})
 _GROUPS: dict[str, frozenset[str]] = {
     "group:fs": frozenset({"read", "write", "edit"}),
+    "group:automation": frozenset({"cron"}),
     "group:sessions": frozenset({"sessions_list", "sessions_history", "sessions_send", "sessions_spawn"}),
 }
 
