@@ -31,6 +31,10 @@ TARGETS = (
         "--model", default="", help="The mock model that the gateway at --url uses (python -m triops.bench.mock_model)."
     ),
 )
+BESIDE = (
+    click.option("--in-process", is_flag=True, help="Also this project's gateway in the generator's process."),
+    click.option("--bare", is_flag=True, help="Also the model's endpoint alone."),
+)
 NO_FLOOR = click.option("--no-floor", is_flag=True, help="Leave out the floor.")
 OUT = click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), help="Write runs.jsonl, summary and report there."
@@ -42,10 +46,20 @@ def _scenario(*options: Callable[[Command], Command], floor: bool = True) -> Cal
 
     def decorate(function: Command) -> click.Command:
         @wraps(function)
-        def with_targets(url: str, token: str, command: str, model: str, no_floor: bool = True, **rest: Any) -> None:
+        def with_targets(
+            url: str,
+            token: str,
+            command: str,
+            model: str,
+            no_floor: bool = True,
+            in_process: bool = False,
+            bare: bool = False,
+            **rest: Any,
+        ) -> None:
             from triops.bench.subjects import Targets
 
-            function(Targets(url, token, model, floor=not no_floor, command=command), **rest)
+            targets = Targets(url, token, model, not no_floor, in_process, bare, command)
+            function(targets, **rest)
 
         made: Command = with_targets
         for option in reversed([*options, *TARGETS, OUT, json_option, *([NO_FLOOR] if floor else [])]):
@@ -66,6 +80,7 @@ def _turns(default: int) -> Callable[[Command], Command]:
     click.option("--concurrency", default="1", show_default=True, help="Sessions at once, one scenario each."),
     click.option("--history", default=0, type=click.IntRange(0), help="Also in a session of that many messages."),
     click.option("--paced", is_flag=True, help="Also with a model that takes 10 ms a token."),
+    *BESIDE,
 )
 def chat(targets: "Targets", turns: int, concurrency: str, history: int, paced: bool, out: Path | None) -> None:
     """Chat latency: ack, first delta, final, and the overhead over the model's own time."""
@@ -78,6 +93,7 @@ def chat(targets: "Targets", turns: int, concurrency: str, history: int, paced: 
     _turns(600),
     click.option("--sessions", default="1,4,16,64,256", show_default=True, help="Sessions at once, each in turn."),
     click.option("--rate", default="", help="Also arrivals a second that wait for nobody, for example 50,100."),
+    *BESIDE,
 )
 def concurrency(targets: "Targets", turns: int, sessions: str, rate: str, out: Path | None) -> None:
     """Latency and turns a second with many sessions, in closed and open loops."""
@@ -141,6 +157,15 @@ def start(runs: int, turns: int, no_floor: bool) -> None:
     from triops.bench.start import Options, run
 
     _guard(lambda: run(Options(runs=runs, turns=turns, floor=not no_floor), as_json=as_json()))
+
+
+@bench.command()
+@json_option
+def gauges() -> None:
+    """Fan-out, idle clients, commits, and the longest step of a task: for our own use."""
+    from triops.bench.gauges import run
+
+    _guard(lambda: run(as_json=as_json()))
 
 
 @bench.command()

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import msgspec
 import trio
 
+from triops.bench.bare import open_bare
 from triops.bench.driver import Driver, now, open_driver
 from triops.bench.errors import BenchFailed
 from triops.bench.load import MESSAGE, closed_loop, new_session, open_loop
@@ -21,7 +22,7 @@ from triops.bench.mock_model import Mark
 from triops.bench.output import make_folder, summary, write
 from triops.bench.progress import live, told
 from triops.bench.report import machine, text
-from triops.bench.subjects import Subject, Targets, open_model, openers
+from triops.bench.subjects import BARE, Subject, Targets, open_model, openers
 from triops.bench.turns import Block, Record, phases, results
 
 ROUNDS = 10
@@ -61,7 +62,9 @@ async def open_subjects(targets: Targets) -> AsyncGenerator[tuple[str, list[tupl
         found: list[tuple[Subject, Driver]] = []
         for opener in openers(targets, model).values():
             subject = await stack.enter_async_context(opener())
-            found.append((subject, await stack.enter_async_context(open_driver(subject.url, subject.token))))
+            bare = subject.name == BARE
+            opened = open_bare(subject.url) if bare else open_driver(subject.url, subject.token)
+            found.append((subject, await stack.enter_async_context(opened)))
         gc.freeze()  # what is here stays: a full collection in a turn would be the generator's, not the subject's
         stack.callback(gc.unfreeze)
         yield model, found

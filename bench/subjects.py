@@ -19,11 +19,13 @@ import trio
 
 from triops.bench.driver import now
 from triops.bench.errors import BenchFailed
+from triops.bench.turns import INSIDE
 
 START_LIMIT = 60.0
 POLL = 0.002
 """Seconds between two looks at a file that another process writes: the resolution of "listening"."""
 TERMINATE_GRACE, KILL_GRACE = 5.0, 5.0
+BARE = "model alone"
 GATEWAY, FLOOR = "triops.gateway.cli.main", "triops.bench.floor"
 
 
@@ -50,6 +52,10 @@ class Targets(msgspec.Struct, frozen=True):
     model: str = ""
     """The mock model that the gateway at `url` uses; without, one is started."""
     floor: bool = True
+    inside: bool = False
+    """This project's gateway also in the generator's own process."""
+    bare: bool = False
+    """Also the model's endpoint alone."""
     command: str = ""
     """Starts the gateway at `url`; `{model}` in it stands for the mock model's URL."""
 
@@ -72,6 +78,10 @@ def openers(targets: Targets, model: str) -> dict[str, Opener]:
         found["gateway"] = partial(nullcontext[Subject], Subject("gateway", targets.url, targets.token))
     else:
         found["triops"] = partial(open_gateway, model)
+    if targets.inside:
+        found[INSIDE] = partial(open_inside, model)
+    if targets.bare:
+        found[BARE] = partial(nullcontext[Subject], Subject(BARE, model, ""))
     return found | ({"floor": partial(open_floor, model)} if targets.floor else {})
 
 
@@ -148,6 +158,22 @@ async def open_gateway(model: str, python: Sequence[str] = ("-m", GATEWAY)) -> A
                 listening = now()
                 token = (state / address.token_file).read_text().strip()
                 yield Subject("triops", address.url, token, process.pid, spawned, listening, env, log)
+
+
+@asynccontextmanager
+async def open_inside(model: str) -> AsyncGenerator[Subject]:
+    """This project's gateway in this process, on a port of its own and a state folder that goes with it."""
+    from triops.gateway.host import open_host
+    from triops.runtime.config_file import load_config
+    from triops.runtime.paths import locate
+
+    with tempfile.TemporaryDirectory(prefix="triops-bench-", ignore_cleanup_errors=True) as folder:
+        config = Path(folder) / "triops.json"
+        config.write_bytes(msgspec.json.encode(gateway_config(model)))
+        os.environ |= {"TRIOPS_STATE_DIR": folder, "TRIOPS_CONFIG_PATH": str(config)}
+        loaded = load_config(locate(os.environ), os.environ)
+        async with open_host(loaded, port=0, any_port=True, console=False) as host:
+            yield Subject(INSIDE, host.url, host.token.reveal() if host.token else "", os.getpid())
 
 
 def gateway_config(model: str) -> dict[str, object]:
