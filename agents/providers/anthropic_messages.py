@@ -22,7 +22,7 @@ from triops.agents.messages import (
     UserBlock,
     UserMessage,
 )
-from triops.agents.model import Done, ModelInfo, ModelRequest, ProviderEvent
+from triops.agents.model import Done, ModelInfo, ModelRequest, ProviderEvent, ToolSchema
 from triops.agents.providers.draft import Draft, members, usage_of
 from triops.agents.providers.mapping import reply_limit, seen, told
 from triops.agents.providers.memo import Memo
@@ -54,11 +54,12 @@ def encode_request(request: ModelRequest, base_url: str, memo: Memo) -> bytes:
     if request.temperature is not None and model.compat.supports_temperature:
         body["temperature"] = request.temperature
     if request.tools and model.compat.supports_tools:
-        body["tools"] = [
-            {"name": tool.name, "description": tool.description, "input_schema": tool.parameters}
-            for tool in request.tools
-        ]
+        body["tools"] = memo.tools(request, _tool)
     return _encode_json({**body, **dict(model.params)})
+
+
+def _tool(tool: ToolSchema) -> dict[str, Any]:
+    return {"name": tool.name, "description": tool.description, "input_schema": tool.parameters}
 
 
 def _turns(messages: Sequence[Message], model: ModelInfo) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ import msgspec
 
 from triops.agents.kept import Kept
 from triops.agents.messages import AssistantMessage, Message
-from triops.agents.model import ModelInfo, ModelRequest
+from triops.agents.model import ModelInfo, ModelRequest, ToolSchema
 
 LIMIT = 4 << 20
 """Bytes of JSON that a provider's memo holds."""
@@ -30,6 +30,13 @@ class Memo:
 
     def __init__(self) -> None:
         self._kept = Kept[_Said](LIMIT)
+        self._tools: tuple[tuple[ToolSchema, ...], msgspec.Raw] = ((), msgspec.Raw(b"[]"))
+
+    def tools(self, request: ModelRequest, say: Callable[[ToolSchema], dict[str, Any]]) -> msgspec.Raw:
+        """The request's tools in the words of the format; those of one plan are the same from turn to turn."""
+        if request.tools is not self._tools[0]:
+            self._tools = request.tools, msgspec.Raw(_encode_json([say(tool) for tool in request.tools]))
+        return self._tools[1]
 
     def turns(self, request: ModelRequest, encode: Encode) -> list[Any]:
         """The same as `encode(request.messages, request.model)`."""

@@ -49,7 +49,7 @@ def encode_request(request: ModelRequest, base_url: str, memo: Memo) -> bytes:
     if request.temperature is not None and compat.supports_temperature:
         body["temperature"] = request.temperature
     if request.tools and compat.supports_tools:
-        body["tools"] = [{"type": "function", "function": tool} for tool in request.tools]
+        body["tools"] = memo.tools(request, lambda tool: {"type": "function", "function": tool})
     return _encode_json({**body, **dict(model.params)})
 
 

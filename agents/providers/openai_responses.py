@@ -19,7 +19,7 @@ from triops.agents.messages import (
     UserBlock,
     UserMessage,
 )
-from triops.agents.model import Done, ModelInfo, ModelRequest, ProviderEvent
+from triops.agents.model import Done, ModelInfo, ModelRequest, ProviderEvent, ToolSchema
 from triops.agents.providers.draft import Draft, openai_usage
 from triops.agents.providers.mapping import reply_limit, seen, told
 from triops.agents.providers.memo import Memo
@@ -47,17 +47,13 @@ def request_fields(request: ModelRequest, memo: Memo) -> dict[str, Any]:
     if request.session_id:
         body["prompt_cache_key"] = request.session_id[:64]  # longer ones are refused
     if request.tools and request.model.compat.supports_tools:
-        body["tools"] = [
-            {
-                "type": "function",
-                "name": tool.name,
-                "description": tool.description,
-                "parameters": tool.parameters,
-                "strict": False,
-            }
-            for tool in request.tools
-        ]
+        body["tools"] = memo.tools(request, _tool)
     return body
+
+
+def _tool(tool: ToolSchema) -> dict[str, Any]:
+    about = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
+    return {"type": "function", **about, "strict": False}
 
 
 def _items(messages: Sequence[Message], model: ModelInfo) -> list[Any]:

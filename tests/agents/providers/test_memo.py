@@ -17,7 +17,7 @@ from triops.agents.messages import (
     ToolResultMessage,
     UserMessage,
 )
-from triops.agents.model import ModelInfo, ModelRef, ModelRequest
+from triops.agents.model import ModelInfo, ModelRef, ModelRequest, ToolSchema
 from triops.agents.providers.anthropic_messages import MESSAGES as ANTHROPIC
 from triops.agents.providers.memo import Memo
 from triops.agents.providers.openai_completions import COMPLETIONS
@@ -83,3 +83,17 @@ def test_another_session_or_model_begins_with_nothing(other: dict[str, Any]) -> 
     counts.clear()
     memo.turns(request(said, **other), encode)
     assert sum(counts) == 3
+
+
+def test_tools_are_said_once_for_a_plan() -> None:
+    said: list[str] = []
+
+    def say(tool: ToolSchema) -> dict[str, Any]:
+        said.append(tool.name)
+        return {"name": tool.name}
+
+    memo, tools = Memo(), (ToolSchema("a", "", {}), ToolSchema("b", "", {}))
+    for wanted in (tools, tools, tools[:1], tools):
+        asked = ModelRequest(model=INFO, system="", messages=(), tools=wanted)
+        assert msgspec.json.decode(memo.tools(asked, say)) == [{"name": tool.name} for tool in wanted]
+    assert said == ["a", "b", "a", "a", "b"]
