@@ -143,7 +143,8 @@ class Connection:
         return about
 
     def close(self, code: int, reason: str, error: ErrorShape | None = None) -> None:
-        """Send what waits, then close; sync, returns at once."""
+        """Send what waits, then close; sync, returns at once. Nothing that arrives from now on is done."""
+        self._session.end()
         if self._close is None:
             self._close = Close(code, close_reason(reason), error)
             self.outbox.ring()
@@ -226,6 +227,8 @@ class Connection:
             self._slots.release()
 
         try:
+            if self._close is not None:
+                return
             respond = partial(self._respond, request)
             call = Call(self._services, self, respond, park=park, subscriber=self)
             error: ErrorShape | None = None

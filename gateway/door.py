@@ -105,6 +105,11 @@ class Door:
         guessable = self.mode == "password" or secret is None or len(secret.reveal()) < LONG_TOKEN
         self._limiter = AuthLimiter(trio.current_time, guessable=guessable)
 
+    @property
+    def generation(self) -> str:
+        """Which secret is the present one; another after it changed."""
+        return self._generation
+
     def check_head(self, caller: Caller) -> None:
         """What every request must pass before anything of it is looked at.
 

@@ -159,6 +159,12 @@ def decide(facts: Facts) -> Admit | Refuse:
     return decision
 
 
+def _requested(facts: Facts) -> tuple[str, ...]:
+    """What the client asks for, within its own cap: that is neither granted nor stored beyond it."""
+    scopes = operator_scopes(facts.params.scopes)
+    return scopes if facts.scope_cap is None else limited(scopes, facts.scope_cap)
+
+
 def _without_device(facts: Facts) -> Admit | Refuse:
     client, method = facts.params.client, facts.shared.method
     if _is_control_ui(client):
@@ -172,11 +178,11 @@ def _without_device(facts: Facts) -> Admit | Refuse:
         return _refuse(WireError("NOT_PAIRED", "device identity required", details=details))
     cli = client.id == "cli" and client.mode == "cli" and facts.locality == "direct_local" and not facts.has_origin
     keeps = cli or method == "none" or _backend(facts, method)
-    return Admit(method=method, role="operator", scopes=operator_scopes(facts.params.scopes) if keeps else ())
+    return Admit(method=method, role="operator", scopes=_requested(facts) if keeps else ())
 
 
 def _with_device(facts: Facts) -> Admit | Refuse:
-    requested, device = operator_scopes(facts.params.scopes), facts.device
+    requested, device = _requested(facts), facts.device
     if device is not None and device.public_key != facts.public_key:
         device = None
     method, limit = facts.shared.method, requested

@@ -55,8 +55,9 @@ class Services:
         )
         self.sockets: Collection[Socket] = ()
         """All of them."""
-        self.follows: set[trio.CancelScope] = set()
-        """Streams over HTTP that have no end of their own; they stand on the gateway's secret."""
+        self.on_secret: set[trio.CancelScope] = set()
+        """Requests over HTTP that are being answered, and that the gateway's secret let in."""
+        self.rotating = trio.Lock()
         self.change_secret: Callable[[Secret], None] = lambda _: None
         """The door's."""
         self.started_at = runtime.clock()

@@ -154,6 +154,11 @@ class GatewaySession:
         """The connect was not let in: say why, then close; `reason` if the close says more than the error."""
         return self._refuse(self._connect_id, error, reason=reason)
 
+    def end(self) -> None:
+        """It is over: nothing that still comes counts."""
+        if self.state is not State.NEW:
+            self._step(Input.ENDED)
+
     def answered(self, error: ErrorShape | None) -> list[Action]:
         """A dispatched request got this answer. Who keeps calling what its role may not is closed."""
         wrong = error is not None and error.message.startswith("unauthorized role:")

@@ -11,6 +11,8 @@ from triops.gateway.cli.rpc import Gateway
 from triops.runtime.config import AuthConfig
 from triops.runtime.paths import Paths
 
+SHOW = "triops gateway token show"
+
 
 @click.command(short_help="Show what a program or a phone needs to connect.")
 @json_option
@@ -26,7 +28,8 @@ def command() -> int:
     port = url.rpartition(":")[2]
     local = config.host in ("127.0.0.1", "::1", "localhost")
     address = _own_address() if config.bind == "lan" else config.host
-    place, command = _secret(config.auth, gateway.paths)
+    file = found.token_file if found else None
+    place, command = (file, SHOW) if file else _secret(config.auth, gateway.paths)
     about: dict[str, Any] = {
         "running": found is not None,
         "url": url,
@@ -59,7 +62,7 @@ def _secret(auth: AuthConfig, paths: Paths) -> tuple[str, str]:
             place = f"gateway.auth.token in {paths.config}, or TRIOPS_GATEWAY_TOKEN"
         case "token":
             place = str(paths.token)
-    return place, "triops gateway token show"
+    return place, SHOW
 
 
 def _elsewhere(lan_url: str | None, port: str) -> str:

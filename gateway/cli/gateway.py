@@ -173,10 +173,11 @@ def token_show() -> None:
     auth = gateway.load_configuration().config.gateway.auth
     if auth.mode != "token":
         raise Failure(f"gateway.auth.mode is {auth.mode!r}: there is no token", "See: triops connect-info")
-    secret = auth.token or read_token(gateway.paths)
+    in_file = bool(gateway.discovery and gateway.discovery.token_file) or auth.token is None
+    secret = read_token(gateway.paths) if in_file else auth.token
     if secret is None:
         raise Failure("there is no token yet; the first start makes it", START_HINT)
-    show({"token": secret.reveal(), "tokenFile": None if auth.token else str(gateway.paths.token)}, secret.reveal())
+    show({"token": secret.reveal(), "tokenFile": str(gateway.paths.token) if in_file else None}, secret.reveal())
 
 
 @token.command("rotate")

@@ -78,12 +78,14 @@ class Gateway:
         found = self.discovery
         if self._token is not None or found is None or _address(self.url) != _address(found.url):
             return self._token
+        file = Path(found.token_file) if found.token_file else None
+        if file and file.exists():  # what the running gateway has, whatever this shell says
+            return file.read_text("utf-8").strip()
         if self.paths.config.exists() or any(map(os.environ.get, SECRETS)):  # else the reader is not worth its loading
             auth = self.load_configuration().config.gateway.auth
             if secret := auth.password if auth.mode == "password" else auth.token:
                 return secret.reveal()
-        file = Path(found.token_file) if found.token_file else None
-        return file.read_text("utf-8").strip() if file and file.exists() else None
+        return None
 
     def load_configuration(self) -> "LoadedConfig":
         """The configuration of this user. Raises `ConfigError`."""

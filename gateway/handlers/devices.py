@@ -234,14 +234,15 @@ async def gateway_token_rotate(call: Call, params: NoParams) -> Any:
     """Put a new token into the token file, and close the connections that stand on the old one. Ours alone."""
     services, runtime = call.services, call.services.runtime
     require_token_file(runtime.config.gateway.auth, runtime.paths)
-    token = await trio.to_thread.run_sync(replace_token, runtime.paths)
-    runtime.log.redactor.add([token])
-    services.change_secret(token)
+    async with services.rotating:  # the last one in the file is the one that holds
+        token = await trio.to_thread.run_sync(replace_token, runtime.paths)
+        runtime.log.redactor.add([token])
+        services.change_secret(token)
     call.respond({"ok": True, "tokenFile": str(runtime.paths.token)})
     for socket in list(services.sockets):
         if socket.by_secret:
             socket.close(INVALIDATED, "gateway auth changed")
-    for scope in list(services.follows):
+    for scope in list(services.on_secret):
         scope.cancel(reason="gateway auth changed")
     services.log.info("rotated the gateway's token", by=call.peer.actor)
     return ANSWERED

@@ -49,6 +49,15 @@ class HttpPeer(msgspec.Struct, frozen=True):
     id: str
     scopes: frozenset[str]
     actor: str
+    generation: str | None
+    """Of the secret that it was let in by; None: of another than the gateway's."""
+
+
+_CHANGED = ErrorShape(
+    code="INVALID_REQUEST",
+    message="unauthorized: the gateway's secret was changed meanwhile",
+    details={"code": "AUTH_TOKEN_MISMATCH"},
+)
 
 
 class Routes:
@@ -76,10 +85,11 @@ class Routes:
                 style = "hook"
                 if (answer := await self._check_hook(head, caller)) is not None:
                     return answer
-                scopes = frozenset((READ, WRITE))
+                scopes, generation = frozenset((READ, WRITE)), None
             else:
                 scopes = await self._scopes(caller)
-            peer = HttpPeer(str(uuid4()), scopes, caller.address)
+                generation = self._door.generation
+            peer = HttpPeer(str(uuid4()), scopes, caller.address, generation)
             if isinstance(found, HttpResponse):
                 return self._told(head, peer, found)
             if found[0].scope is not None:
@@ -116,6 +126,9 @@ class Routes:
         """The response to one request: the request boundary of plain HTTP."""
         answers: list[Any] = []
         payload: Any = None
+        scope = trio.CancelScope()
+        if peer.generation not in (None, self._door.generation):  # its body came after another secret
+            return self._told(head, peer, refusal(_CHANGED, route.style))
         try:
             with self._services.parking.place() as park:
                 final = "wait=" in head.query
@@ -126,7 +139,7 @@ class Routes:
                     park()
                 call = Call(self._services, peer, answers.append, park=park, final=final)
                 asked = Asked(head, call, path, query, read_body(body, route), stream)
-                with trio.CancelScope() as scope, self._follows(scope, route):
+                with scope, self._cut_with_the_secret(scope, peer):
                     payload = await route.handler(asked)
         except Exception as error:  # noqa: BLE001 - the request boundary
             log_id = uuid4().hex[:12]
@@ -137,19 +150,21 @@ class Routes:
             payload = answers[0]
         if payload is None and stream.begun:
             return None
+        if scope.cancelled_caught:
+            payload = _CHANGED
         if isinstance(payload, ErrorShape):
             payload = refusal(payload, route.style)
         return self._told(head, peer, payload if isinstance(payload, HttpResponse) else HttpResponse(200, payload))
 
     @contextmanager
-    def _follows(self, scope: trio.CancelScope, route: Route) -> Generator[None]:
-        """Whoever only listens is cut off when the secret changes; who asked for work gets it done."""
-        if route.streams and route.method == "GET":
-            self._services.follows.add(scope)
+    def _cut_with_the_secret(self, scope: trio.CancelScope, peer: HttpPeer) -> Generator[None]:
+        """What stands on the gateway's secret ends when that changes, as if its client had left."""
+        if peer.generation is not None:
+            self._services.on_secret.add(scope)
         try:
             yield
         finally:
-            self._services.follows.discard(scope)
+            self._services.on_secret.discard(scope)
 
     def _told(self, head: Head, peer: HttpPeer, response: HttpResponse) -> HttpResponse:
         """`response`, after a refusal has left its line."""

@@ -31,9 +31,22 @@ def test_the_local_token_is_not_sent_elsewhere(run: Any, gateway: Any, elsewhere
     assert elsewhere.calls[0].authorization is None
 
 
-def test_a_configured_token_goes_before_the_file(run: Any, gateway: Any, paths: Paths):
+def test_the_file_that_the_running_gateway_names_goes_before_what_this_shell_says(
+    run: Any, gateway: Any, paths: Paths, monkeypatch: pytest.MonkeyPatch
+):
+    paths.config.write_text("{gateway: {auth: {token: 'configured-and-long'}}}")
+    monkeypatch.setenv("OPENCLAW_GATEWAY_TOKEN", "of-another-program")
+    gateway.answers["health"] = {}
+    run("gateway", "call", "health")
+    assert gateway.calls[0].authorization == f"Bearer {paths.token.read_text().strip()}"
+    assert run("gateway", "token", "show").out.strip() == paths.token.read_text().strip()
+    assert str(paths.token) in run("connect-info").out
+
+
+def test_a_configured_token_is_taken_if_the_gateway_names_no_file(run: Any, gateway: Any, paths: Paths):
     paths.config.write_text("{gateway: {auth: {token: 'configured-and-long'}}}")
     gateway.answers["health"] = {}
+    paths.discovery.write_text(json.dumps(json.loads(paths.discovery.read_text()) | {"tokenFile": None}))
     run("gateway", "call", "health")
     assert gateway.calls[0].authorization == "Bearer configured-and-long"
 
@@ -107,6 +120,6 @@ def test_what_a_peer_says_does_not_steer_the_terminal(run: Any, gateway: Any):
 
 def test_a_broken_configuration_exits_78(run: Any, gateway: Any, paths: Paths):
     paths.config.write_text("{gateway: {port: 'many'}}")
-    ran = run("gateway", "call", "health")
+    ran = run("gateway", "token", "show")
     assert ran.code == 78
     assert "gateway.port" in ran.err
