@@ -132,7 +132,7 @@ class Gateway:
 
     async def _serve_http(self, transport: Transport, address: str) -> None:
         routes = Routes(self.services, self.door, address, stopping=lambda: self._stopping)
-        crowded = self._is_crowded(address)
+        crowded = self._is_crowded(address, UNAUTHENTICATED_PER_ADDRESS // 2)  # the rest is for WebSockets
         with self._stranger(address) as stranger:
 
             async def admit(head: Head) -> Answer | HttpResponse:
@@ -145,9 +145,9 @@ class Gateway:
 
             await serve_http(transport, admit, self._busy)
 
-    def _is_crowded(self, address: str) -> bool:
+    def _is_crowded(self, address: str, most: int = UNAUTHENTICATED_PER_ADDRESS) -> bool:
         known = sum(connection.unknown and connection.actor == address for connection in self._connections)
-        return self._strangers.count(address) + known >= UNAUTHENTICATED_PER_ADDRESS
+        return self._strangers.count(address) + known >= most
 
     def _stranger(self, address: str) -> ExitStack:
         """Count a socket among those of its address that have proven nothing, until what this gives is closed."""

@@ -108,7 +108,7 @@ CALL = b"GET /status HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %s\r\n
 WRONG = CALL.replace(b"Bearer", b"Bearer x")
 
 
-async def test_past_32_without_a_token_a_connection_is_not_kept_alive_and_one_with_it_always_is(
+async def test_past_16_without_a_token_a_connection_is_not_kept_alive_and_sockets_still_get_in(
     tmp_path: Path,
 ) -> None:
     async with open_test_gateway(tmp_path) as host:
@@ -123,14 +123,13 @@ async def test_past_32_without_a_token_a_connection_is_not_kept_alive_and_one_wi
 
         shown = [await ask(CALL) for _ in range(UNAUTHENTICATED_PER_ADDRESS + 1)]
         assert {kept for kept, _ in shown} == {True}
-        held = [await ask(request) for request in (WRONG, *[PROBE] * (UNAUTHENTICATED_PER_ADDRESS - 1))]
+        held = [await ask(request) for request in (WRONG, *[PROBE] * (UNAUTHENTICATED_PER_ADDRESS // 2 - 1))]
         assert {kept for kept, _ in held} == {True}
         for request in (PROBE, WRONG):
             kept, stream = await ask(request)
             assert (kept, await stream.receive_some()) == (False, b"")
-        with pytest.raises(Refused):
-            async with host.socket("127.0.0.1"):
-                pass
+        async with host.client():
+            pass
         assert (await ask(CALL))[0]
         assert (await ask(PROBE, shown[0][1]))[0]  # it once showed its token
         assert (await ask(CALL, held[0][1]))[0]

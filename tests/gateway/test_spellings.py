@@ -1,17 +1,21 @@
 """Sixty ways to write `Host` and `Origin`, against every route and the upgrade: a page that has no business here gets
 in nowhere, with the right token too."""
 
+import re
 from pathlib import Path
 
 import pytest
 from tests.gateway.test_locality import BAD_HOSTS
 from tests.kit.host import TestHost, open_test_gateway
 
+from triops.gateway.http.table import ROUTES as TABLE
 from triops.gateway.methods import METHODS
 
 pytestmark = pytest.mark.slow
 
 ROUTES = [
+    *((route.method, re.sub(r"\{\w+\}", "main", route.path)) for route in TABLE),
+    *(("POST", path) for path in ("/hooks/wake", "/hooks/agent")),
     *(("POST", f"/rpc/{name}") for name in sorted(METHODS)),
     *(("GET", f"/{name}") for name in ("health", "healthz", "ready", "readyz", "status", "metrics", "sessions")),
     *(("GET", path) for path in ("/sessions/main", "/webchat/messages", "/heartbeat", "/", "/nowhere", "/%2e%2e/x")),

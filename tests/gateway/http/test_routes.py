@@ -1,6 +1,7 @@
 """What plain HTTP serves, through the whole gateway."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tests.kit.host import TOKEN, TestHost, open_test_gateway
 from tests.kit.wire import Refused, read_answer
 
 from triops.gateway.admission import MAX_PARKED
+from triops.gateway.http.table import ROUTES as TABLE
 
 ROUTES = [
     ("GET", "/healthz", None),
@@ -104,7 +106,8 @@ async def test_what_does_not_exist_is_404(tmp_path: Path) -> None:
 
 async def test_every_route_but_the_probes_needs_the_token(tmp_path: Path) -> None:
     async with open_test_gateway(tmp_path) as host:
-        for method, target, body in ROUTES[2:]:
+        every = [(route.method, re.sub(r"\{\w+\}", "main", route.path), None) for route in TABLE]
+        for method, target, body in [*ROUTES[2:], *every]:
             missing = await host.http(method, target, body, token=None)
             assert (missing.status, missing.body["error"]["details"]["code"]) == (401, "AUTH_TOKEN_MISSING"), target
             assert missing.headers["www-authenticate"] == "Bearer"
