@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from triops.gateway.cli.failures import Failure
-from triops.gateway.cli.output import show, table, time_text
+from triops.gateway.cli.output import printable, show, table, time_text
 from triops.gateway.cli.rpc import Gateway, gateway_options
 
 LIST_HINT = "See which there are: triops devices list"
@@ -120,7 +120,8 @@ def _about(row: dict[str, Any]) -> tuple[str | None, str, str]:
 
 
 def _scopes(row: dict[str, Any]) -> str:
-    return ", ".join(scope.removeprefix("operator.") for scope in row["scopes"]) or "no scopes"
+    scopes = ", ".join(scope.removeprefix("operator.") for scope in row["scopes"])
+    return printable(scopes).replace("\n", "\\n") or "no scopes"
 
 
 def _state(row: dict[str, Any]) -> str:

@@ -34,6 +34,8 @@ ClientMode = Literal["webchat", "cli", "ui", "backend", "node", "worker", "probe
 AuthMethod = Literal["none", "token", "password", "device-token"]
 """How a connection proved itself, as `hello-ok` says it."""
 
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+"""What people read in lists."""
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
 
 
@@ -41,15 +43,15 @@ class ClientInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """The program that connects, by its own account."""
 
     id: ClientId
-    version: Str1
-    platform: Str1
+    version: Name
+    platform: Name
     mode: ClientMode
-    display_name: Str1 | None = None
+    display_name: Name | None = None
     build_id: Annotated[str, msgspec.Meta(min_length=1, max_length=96)] | None = None
-    device_family: Str1 | None = None
-    model_identifier: Str1 | None = None
+    device_family: Name | None = None
+    model_identifier: Name | None = None
     time_zone: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] | None = None
-    instance_id: Str1 | None = None
+    instance_id: Name | None = None
 
 
 class DeviceProof(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename="camel"):

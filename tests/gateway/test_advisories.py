@@ -101,6 +101,7 @@ async def test_a_name_identifies_nobody(tmp_path: Path) -> None:
 def test_what_a_device_calls_itself_cannot_steer_the_terminal_of_who_approves_it() -> None:
     """GHSA-4hmj-39m8-jwc7."""
     assert printable("phone\x1b[2J\x9b1A\r") == "phone\\x1b[2J\\x9b1A\\x0d"
+    assert printable("\u202egpj.exe\u2066\u200b") == "\\u202egpj.exe\\u2066\\u200b"
 
 
 async def test_no_secret_leaves_in_logs_database_errors_or_events(tmp_path: Path) -> None:
