@@ -17,6 +17,7 @@ from triops.bench.memory import rss_of_tree
 from triops.bench.progress import live, tell
 from triops.bench.report import machine, machine_line, table
 from triops.bench.subjects import Subject, open_gateway, open_inside, open_model
+from triops.gateway.cli.process import raise_descriptor_limit
 from triops.runtime.store.sqlite import open_store
 
 WATCHERS, IDLE, COMMITS, TURNS = (1, 10, 100, 1_000), 5_000, 2_000, 5
@@ -43,7 +44,7 @@ class Report(msgspec.Struct, frozen=True):
 
 
 async def measure(watchers: Sequence[int] = WATCHERS, idle: int = IDLE, commits: int = COMMITS) -> Report:
-    room = _descriptors() - SPARE
+    room = raise_descriptor_limit() - SPARE
     async with open_model() as model:
         async with open_gateway(model) as subject, open_driver(subject.url, subject.token) as sender:
             spread = {count: await _fan_out(subject, sender, min(count, room)) for count in watchers}
@@ -54,17 +55,6 @@ async def measure(watchers: Sequence[int] = WATCHERS, idle: int = IDLE, commits:
         tell("gauges", "the longest steps")
         steps = await _longest(model)
     return Report(machine(), spread, clients, kb, rates, steps)
-
-
-def _descriptors() -> int:
-    """How many this process may have, raised as far as it may be."""
-    if sys.platform == "win32":
-        return 10_000
-    import resource
-
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard
 
 
 async def _fan_out(subject: Subject, sender: Driver, count: int) -> float:

@@ -16,7 +16,7 @@ import msgspec
 import trio
 
 from triops import __version__
-from triops.gateway.cli.process import stop_signals
+from triops.gateway.cli.process import raise_descriptor_limit, stop_signals
 from triops.gateway.server import Gateway, open_gateway, open_listeners
 from triops.runtime.compose import open_runtime
 from triops.runtime.config_file import LoadedConfig
@@ -101,6 +101,7 @@ def gateway_secret(loaded: LoadedConfig, paths: Paths) -> Secret | None:
 
 def run_gateway(loaded: LoadedConfig, *, port: int | None = None) -> None:
     """Run a gateway until this process is asked to stop; raises what `open_host` does, in a group."""
+    raise_descriptor_limit()
     trio.run(_run, loaded, port)
 
 

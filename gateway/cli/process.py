@@ -65,3 +65,16 @@ def stop_signals() -> list[signal.Signals]:
     """What asks this process to stop: Ctrl-C, SIGTERM, Ctrl-Break (Windows), and SIGHUP unless `nohup` ignores it."""
     known = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGBREAK", "SIGHUP")]
     return [one for one in known if one and (one.name != "SIGHUP" or signal.getsignal(one) is not signal.SIG_IGN)]
+
+
+def raise_descriptor_limit() -> int:
+    """Let this process hold as many sockets as it may at all; how many. Windows has no such limit."""
+    if sys.platform == "win32":
+        return sys.maxsize
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 1 << 16 if hard == resource.RLIM_INFINITY else hard  # macOS says "no limit" and takes no such number
+    with suppress(ValueError, OSError):  # a limit that may not be changed
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]

@@ -38,3 +38,11 @@ def test_ctrl_break_stops_where_there_is_one(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delattr(signal, "SIGHUP", raising=False)
     monkeypatch.setattr(signal, "SIGBREAK", signal.SIGINT, raising=False)
     assert stop_signals() == [signal.SIGINT, signal.SIGTERM, signal.SIGINT]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+def test_a_process_gets_as_many_descriptors_as_it_may_have():
+    code = "import resource as r; from triops.gateway.cli.process import raise_descriptor_limit as f;"
+    code += "r.setrlimit(r.RLIMIT_NOFILE, (64, 512)); print(f(), r.getrlimit(r.RLIMIT_NOFILE))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.strip() == "512 (512, 512)"
