@@ -303,6 +303,13 @@ def test_a_cap_says_nothing_of_a_refusal() -> None:
     assert details(decide(facts(connect(), scope_cap=(), locality="remote")))["code"] == "PAIRING_REQUIRED"
 
 
+def test_a_cap_holds_for_what_is_stored_and_handed_out_too() -> None:
+    asked = connect(scopes=("operator.admin", "operator.read"))
+    decision = admitted(decide(facts(asked, scope_cap=("operator.read",))))
+    assert decision.device is not None and decision.token is not None
+    assert (decision.scopes, decision.device.scopes, decision.token.scopes) == (("operator.read",),) * 3
+
+
 # Guesses ----------------------------------------------------------------------------------------------------------
 
 
