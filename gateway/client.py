@@ -3,70 +3,49 @@
 It does not reconnect, keeps no device tokens, and does not know where a gateway is: that is its caller's business.
 """
 
-import base64
-import hashlib
 import itertools
 import json
-import ssl
 import sys
 import uuid
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from math import inf
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Self
-from urllib.parse import urlsplit
+from typing import Any, NoReturn, Self
 
 import anyio
 import msgspec
 import wsproto.events as ws
-from anyio.abc import ByteStream
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
-from wsproto import ConnectionType, WSConnection
-from wsproto.connection import ConnectionState
-from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
 from triops import __version__
-from triops.runtime.paths import write_new
+from triops.gateway.client_socket import (
+    CLOSE_SECONDS,
+    HANDSHAKE_SECONDS,
+    ClientSocket,
+    GatewayClosed,
+    GatewayError,
+    open_socket,
+)
+from triops.gateway.identity import DeviceIdentity
 
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+__all__ = [
+    "ChatRun",
+    "DeviceIdentity",
+    "Event",
+    "EventStream",
+    "EventsLost",
+    "GatewayClient",
+    "GatewayClosed",
+    "GatewayError",
+    "Responses",
+    "open_client",
+]
 
-HANDSHAKE_SECONDS = 15.0
-WRITE_SECONDS = 10.0
-CLOSE_SECONDS = 1.0
 ABORT_SECONDS = 2.0
-MAX_MESSAGE = 32 * 1024 * 1024  # characters; past it the connection closes with 1009
 EVENT_CAPACITY = 1024  # some 30 s of a fast answer's deltas; past it the consumer is told how many it missed
 RESPONSE_CAPACITY = 16  # `agent` sends two under one id; more than these, unread, are dropped
 SCOPES = ("operator.read", "operator.write", "operator.admin")
-
-
-@dataclass(eq=False)
-class GatewayError(Exception):
-    """The gateway refused a request, or the connection. `code` and `details` are the protocol's."""
-
-    code: str
-    message: str
-    details: Any = None
-    retryable: bool = False
-    retry_after_ms: int | None = None
-
-    def __str__(self) -> str:
-        return f"{self.code}: {self.message}"
-
-
-@dataclass(eq=False)
-class GatewayClosed(Exception):
-    """The connection is over. `code` and `reason` are the close frame's; 1006 means that there was none."""
-
-    code: int
-    reason: str
-
-    def __str__(self) -> str:
-        return f"gateway connection closed: {self.code} {self.reason}".rstrip()
 
 
 @dataclass(eq=False)
@@ -96,37 +75,6 @@ class _Response(msgspec.Struct, frozen=True, tag_field="type", tag="res"):
 
 
 _decoder = msgspec.json.Decoder(Event | _Response)
-
-
-class DeviceIdentity:
-    """An Ed25519 key by which gateways know this device (protocol: device identity and signature)."""
-
-    def __init__(self, key: "Ed25519PrivateKey") -> None:
-        public = key.public_key().public_bytes_raw()
-        self._key = key
-        self.id = hashlib.sha256(public).hexdigest()
-        self.public_key = _base64url(public)
-
-    @classmethod
-    def load(cls, path: Path) -> "DeviceIdentity":
-        """The identity kept in `path` (32 raw bytes, mode 0600), made there the first time."""
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-        while True:
-            try:
-                return cls(Ed25519PrivateKey.from_private_bytes(path.read_bytes()))
-            except FileNotFoundError:
-                write_new(path, Ed25519PrivateKey.generate().private_bytes_raw())
-
-    def proof(self, connect: Mapping[str, Any], challenge: Mapping[str, Any]) -> dict[str, Any]:
-        """The `device` member that answers `challenge` for these `connect` params: the v3 payload, signed."""
-        client, signed_at, nonce = connect["client"], challenge["ts"], challenge["nonce"]
-        scopes, token = ",".join(connect["scopes"]), connect.get("auth", {}).get("token", "")
-        about = (client.get(name, "").strip().lower() for name in ("platform", "deviceFamily"))
-        fields = ("v3", self.id, client["id"], client["mode"], connect["role"], scopes, signed_at, token, nonce, *about)
-        signature = _base64url(self._key.sign("|".join(map(str, fields)).encode()))
-        proof = {"publicKey": self.public_key, "signature": signature, "signedAt": signed_at, "nonce": nonce}
-        return {"id": self.id, **proof}
 
 
 class EventStream:
@@ -207,83 +155,10 @@ class ChatRun(EventStream):
         return event
 
 
-class _Socket:
-    """WebSocket frames over a byte stream: whole text messages in, whole frames out. Knows no gateway."""
-
-    def __init__(self, stream: ByteStream) -> None:
-        self._stream = stream
-        self._ws = WSConnection(ConnectionType.CLIENT)
-        self._inbound: deque[ws.Event] = deque()
-        self._lock = anyio.Lock()
-
-    async def upgrade(self, host: str, target: str) -> None:
-        await self.send(ws.Request(host=host, target=target))
-        if isinstance(answer := await self._next(), ws.RejectConnection):
-            body = b""
-            with suppress(GatewayClosed):  # a body without a length ends with the connection
-                while isinstance(part := await self._next(), ws.RejectData) and not part.body_finished:
-                    body += part.data
-            status = answer.status_code
-            text = f"no WebSocket here: HTTP {status} {body[:500].decode(errors='replace').strip()}"
-            raise GatewayError(f"HTTP_{status}", text, retryable=status in (429, 503))
-
-    async def receive(self) -> str:
-        """The next message. Answers pings and the peer's close; raises `GatewayClosed` when there is no more."""
-        parts: list[str] = []
-        size = 0
-        while True:
-            event = await self._next()
-            if isinstance(event, ws.TextMessage):
-                parts.append(event.data)
-                size += len(event.data)
-                if size > MAX_MESSAGE:
-                    await self.refuse(1009, "message too large")
-                if event.message_finished:
-                    return "".join(parts)
-            elif isinstance(event, ws.Ping):
-                await self.send(event.response())
-            elif isinstance(event, ws.CloseConnection):
-                if self._ws.state is not ConnectionState.CLOSED:
-                    with suppress(GatewayClosed):
-                        await self.send(event.response())
-                raise GatewayClosed(int(event.code), event.reason or "")
-
-    async def _next(self) -> ws.Event:
-        while not self._inbound:
-            try:
-                self._ws.receive_data(await self._stream.receive())
-                self._inbound.extend(self._ws.events())
-            except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError) as lost:
-                raise GatewayClosed(1006, "connection lost") from lost
-            except RemoteProtocolError as fault:
-                raise GatewayClosed(1002, str(fault)) from fault
-        return self._inbound.popleft()
-
-    async def send(self, frame: ws.Event, seconds: float = WRITE_SECONDS) -> None:
-        """Write one whole frame, cancelled or not: after half a frame nothing could follow. One writer at a time."""
-        with anyio.move_on_after(seconds, shield=True):
-            async with self._lock:
-                try:
-                    await self._stream.send(self._ws.send(frame))
-                    return
-                except (anyio.BrokenResourceError, anyio.ClosedResourceError, LocalProtocolError) as lost:
-                    raise GatewayClosed(1006, "connection lost") from lost
-        await anyio.aclose_forcefully(self._stream)
-        raise GatewayClosed(1006, f"the gateway took no data for {seconds:g} s")
-
-    async def close(self, code: int, reason: str) -> None:
-        with suppress(GatewayClosed):
-            await self.send(ws.CloseConnection(code, reason), CLOSE_SECONDS)
-
-    async def refuse(self, code: int, reason: str) -> NoReturn:
-        await self.close(code, reason)
-        raise GatewayClosed(code, reason)
-
-
 class GatewayClient:
     """A connection that said hello. Made by `open_client`; good until that block ends or the gateway closes it."""
 
-    def __init__(self, socket: _Socket, on_gap: Callable[[int, int], None] | None) -> None:
+    def __init__(self, socket: ClientSocket, on_gap: Callable[[int, int], None] | None) -> None:
         self.hello: dict[str, Any] = {}
         self._socket = socket
         self._on_gap = on_gap
@@ -458,7 +333,7 @@ async def open_client(
         "auth": {} if token is None else {"token": token},
     }
     failure: Exception | None = None
-    async with _open_socket(url) as socket, anyio.create_task_group() as tasks:
+    async with open_socket(url) as socket, anyio.create_task_group() as tasks:
         client = GatewayClient(socket, on_gap)
         try:
             with client.events("connect.challenge") as challenge, anyio.fail_after(HANDSHAKE_SECONDS):
@@ -474,25 +349,3 @@ async def open_client(
             tasks.cancel_scope.cancel()
     if failure is not None:
         raise failure
-
-
-@asynccontextmanager
-async def _open_socket(url: str) -> AsyncGenerator[_Socket]:
-    parts = urlsplit(url)
-    host = parts.hostname or "127.0.0.1"
-    with anyio.fail_after(HANDSHAKE_SECONDS):
-        if parts.scheme in ("ws", "http"):
-            stream = await anyio.connect_tcp(host, parts.port or 80)
-        else:
-            context = ssl.create_default_context()
-            port = parts.port or 443
-            stream = await anyio.connect_tcp(host, port, ssl_context=context, tls_standard_compatible=False)
-    async with stream:
-        socket = _Socket(stream)
-        with anyio.fail_after(HANDSHAKE_SECONDS):
-            await socket.upgrade(parts.netloc.rpartition("@")[2], parts.path or "/")
-        yield socket
-
-
-def _base64url(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()

@@ -11,6 +11,7 @@ import trio
 from triops.gateway import approvals
 from triops.gateway.approvals import Approver
 from triops.gateway.errors import WireError
+from triops.gateway.identity import DeviceIdentity
 from triops.gateway.methods import ANSWERED, Call, NoParams, method
 from triops.gateway.pairing import PENDING_TTL_MS, DeviceToken, PairedDevice, PendingPairing, upgrade
 from triops.gateway.records import load_all_pending, load_device, load_devices, load_pending, save_pending
@@ -223,8 +224,6 @@ def _paired(db: Db, device_id: str) -> PairedDevice:
 @method("gateway.identity.get", scope=READ)
 async def identity_get(call: Call, params: NoParams) -> dict[str, str]:
     """The public half of the gateway's own key, made when it is first asked for."""
-    from triops.gateway.client import DeviceIdentity  # its libraries are not for the start
-
     identity = await trio.to_thread.run_sync(DeviceIdentity.load, call.services.runtime.paths.identity)
     return {"deviceId": identity.id, "publicKey": identity.public_key}
 
