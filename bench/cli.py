@@ -30,6 +30,8 @@ TARGETS = (
     click.option(
         "--model", default="", help="The mock model that the gateway at --url uses (python -m triops.bench.mock_model)."
     ),
+    click.option("--endpoint", default="", help="A real model in the mock's place: its OpenAI-compatible base URL."),
+    click.option("--endpoint-model", default="", help="Its name there; a key is read from TRIOPS_BENCH_KEY."),
 )
 BESIDE = (
     click.option("--in-process", is_flag=True, help="Also this project's gateway in the generator's process."),
@@ -51,6 +53,8 @@ def _scenario(*options: Callable[[Command], Command], floor: bool = True) -> Cal
             token: str,
             command: str,
             model: str,
+            endpoint: str,
+            endpoint_model: str,
             no_floor: bool = True,
             in_process: bool = False,
             bare: bool = False,
@@ -58,7 +62,9 @@ def _scenario(*options: Callable[[Command], Command], floor: bool = True) -> Cal
         ) -> None:
             from triops.bench.subjects import Targets
 
-            targets = Targets(url, token, model, not no_floor, in_process, bare, command)
+            if bool(endpoint) != bool(endpoint_model) or (endpoint and model):
+                raise click.UsageError("--endpoint and --endpoint-model go together, and without --model")
+            targets = Targets(url, token, model, not no_floor, in_process, bare, command, endpoint, endpoint_model)
             function(targets, **rest)
 
         made: Command = with_targets

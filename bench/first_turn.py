@@ -25,7 +25,7 @@ async def measure(targets: Targets, runs: int, *, warm_after: float = WARM_AFTER
     if targets.url and not targets.command:
         raise BenchFailed("a first turn needs a start: add --start with the command that starts the gateway at --url")
     async with AsyncExitStack() as stack:
-        model = targets.model or await stack.enter_async_context(open_model())
+        model = await stack.enter_async_context(open_model(targets))
         blocks: list[Block] = []
         for _ in range(runs):
             for name, opener in openers(targets, model).items():

@@ -45,7 +45,7 @@ async def measure(targets: Targets, turns: int) -> Report:
         raise BenchFailed("memory is not measured: this system has no /proc")
     looks: dict[str, list[Look]] = {}
     async with AsyncExitStack() as stack:
-        model = targets.model or await stack.enter_async_context(open_model())
+        model = await stack.enter_async_context(open_model(targets))
         for name, opener in openers(targets, model).items():
             async with opener() as subject, open_driver(subject.url, subject.token) as driver:
                 sessions, found = [new_session() for _ in range(SESSIONS)], [Look(0, rss_of_tree(subject.pid) or 0)]

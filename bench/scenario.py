@@ -58,7 +58,7 @@ class Waiting(trio.abc.Instrument):
 async def open_subjects(targets: Targets) -> AsyncGenerator[tuple[str, list[tuple[Subject, Driver]]]]:
     """The mock model's URL, and each subject with a driver that is connected to it."""
     async with AsyncExitStack() as stack:
-        model = targets.model or await stack.enter_async_context(open_model())
+        model = await stack.enter_async_context(open_model(targets))
         found: list[tuple[Subject, Driver]] = []
         for opener in openers(targets, model).values():
             subject = await stack.enter_async_context(opener())

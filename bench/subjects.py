@@ -58,8 +58,12 @@ class Targets(msgspec.Struct, frozen=True):
     """Also the model's endpoint alone."""
     command: str = ""
     """Starts the gateway at `url`; `{model}` in it stands for the mock model's URL."""
+    endpoint: str = ""
+    """The base URL of a real model endpoint, to be asked in the mock's place."""
+    endpoint_model: str = ""
 
 
+NO_TARGETS = Targets()
 Opener = Callable[[], AbstractAsyncContextManager[Subject]]
 
 
@@ -94,9 +98,13 @@ class Address(msgspec.Struct, frozen=True, rename="camel"):
 
 
 @asynccontextmanager
-async def open_model() -> AsyncGenerator[str]:
-    """The mock model in its own process; gives its URL."""
-    async with _open_announced("-m", "triops.bench.mock_model") as address:
+async def open_model(targets: Targets = NO_TARGETS) -> AsyncGenerator[str]:
+    """The URL of the model that leaves marks: the one that runs already, or the mock or a relay in its own process."""
+    if targets.model:
+        yield targets.model
+        return
+    relay = ("triops.bench.relay", "--to", targets.endpoint, "--name", targets.endpoint_model)
+    async with _open_announced("-m", *(relay if targets.endpoint else ("triops.bench.mock_model",))) as address:
         yield address.url
 
 

@@ -64,6 +64,23 @@ def test_what_cannot_be_measured_is_said_in_words(model_url: str, capsys: pytest
 
 
 @pytest.mark.slow
+def test_a_real_endpoint_takes_the_mocks_place_and_the_overhead_is_told_all_the_same(
+    model_url: str, capsys: pytest.CaptureFixture[str]
+):
+    where = ("--endpoint", f"{model_url}/v1", "--endpoint-model", "there")
+    assert bench("chat", "--turns", "3", *where, "--bare", "--json") == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert {found["subject"] for found in summary["results"]} == {"triops", "model alone", "floor"}
+    for found in summary["results"]:
+        assert (found["failed"], found["metrics"]["overhead"]["count"]) == (0, 3)
+
+
+def test_an_endpoint_needs_the_name_of_its_model(capsys: pytest.CaptureFixture[str]):
+    assert bench("chat", "--endpoint", "http://127.0.0.1:1/v1") == 2
+    assert "--endpoint-model" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_a_model_that_is_no_mock_is_said_in_words(floor_url: str, capsys: pytest.CaptureFixture[str]):
     assert bench("chat", "--url", floor_url, "--model", "http://127.0.0.1:1", "--no-floor", "--turns", "1") == 1
     assert capsys.readouterr().err
