@@ -79,11 +79,11 @@ async def measure_turns(targets: Targets, scenarios: Sequence[Scenario], turns: 
     async with open_subjects(targets) as (model, subjects):
         blocks: list[Block] = []
         for scenario in scenarios:
-            blocks += await _run_scenario(scenario, subjects, model, turns)
+            blocks += await run_scenario(scenario, subjects, model, turns)
     return blocks
 
 
-async def _run_scenario(
+async def run_scenario(
     scenario: Scenario, subjects: Sequence[tuple[Subject, Driver]], model: str, turns: int
 ) -> list[Block]:
     """Blocks of at least two turns a session; subjects in turn, each second time the other way round."""
