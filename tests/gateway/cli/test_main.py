@@ -71,8 +71,8 @@ class Full(io.RawIOBase):
     def writable(self) -> bool:
         return True
 
-    def write(self, _: object) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def write(self, _: object, code: int = errno.ENOSPC) -> int:  # bound here: it is flushed after the modules are gone
+        raise OSError(code, "No space left on device")
 
 
 @pytest.mark.parametrize("arguments", [("--version",), ("models", "--help"), ("sessions", "list")])

@@ -7,6 +7,7 @@ import socket
 import sqlite3
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -153,5 +154,5 @@ def test_stop_ends_a_chat_that_hosts_and_its_answer_in_order(run: Any, configure
 
 def states(paths: Paths) -> list[str]:
     """Those of all runs, as they stand on disk."""
-    with sqlite3.connect(paths.database) as db:
+    with closing(sqlite3.connect(paths.database)) as db:
         return [state for (state,) in db.execute("SELECT state FROM runs")]
