@@ -115,7 +115,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """From the request's `x-openclaw-scopes` header."""
     auto_approve_local: bool = True
     """`gateway.nodes.pairing.autoApproveLocal`."""
-    secret_generation: str = ""
+    secret_generation: str
     now_ms: int
     new_token: Secret
     """43 fresh characters, for a token that may have to be issued."""

@@ -72,6 +72,7 @@ class World:
                 device=self.devices.get(proof.id) if proof else None,
                 pending=self.pending.get(proof.id) if proof else None,
                 auto_approve_local=self.auto_approve_local,
+                secret_generation="",
                 now_ms=now,
                 new_token=Secret(drawn["token"]),
                 new_request_id=drawn["request"],

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from tests.kit.host import TOKEN, TestHost, open_test_gateway
-from tests.kit.wire import Client, Refused, connect_params
+from tests.kit.wire import Client, Closed, Refused, connect_params
 from trio.testing import MockClock
 
 from triops.gateway import approvals
@@ -307,7 +307,7 @@ class World:
         params["device"] = device.proof(params, await client.event("connect.challenge"))
         try:
             auth = (await client.request("connect", params))["auth"]
-        except Refused:
+        except (Refused, Closed):
             return False
         known, token = self.tokens[device.id], auth["deviceToken"]
         if auth["method"] == "token":
