@@ -36,15 +36,18 @@ class Approver(msgspec.Struct, frozen=True):
             raise Invalid(words)
 
 
-def approve(db: Db, request_id: str, by: Approver, *, now: int, token: Secret) -> tuple[PendingPairing, PairedDevice]:
-    """Give a device what it asked for; `token` becomes its own unless the one it has will do."""
+def approve(
+    db: Db, request_id: str, by: Approver, *, now: int, token: Secret, generation: str
+) -> tuple[PendingPairing, PairedDevice]:
+    """Give a device what it asked for; `token` becomes its own unless the one it has will do. `generation` is that of
+    the gateway's present secret: a token that was bound to one, a web page's, is bound to this one then."""
     asked = _request(db, request_id, now)
     by.require(asked.device_id, "device pairing approval denied")
     if not covers(by.scopes, asked.scopes):
         raise Invalid("device pairing approval denied: it asks for more than you may yourself")
     known = load_device(db, asked.device_id)
     old = known.token_for(asked.role) if known else None
-    live = old if known and old and old.revoked_at_ms is None and covers(known.scopes, old.scopes) else None
+    live = known.live_token(generation) if known else None
     if live is None or not covers(live.scopes, asked.scopes):
         issued = DeviceToken(
             token=token,
@@ -52,7 +55,7 @@ def approve(db: Db, request_id: str, by: Approver, *, now: int, token: Secret) -
             scopes=tuple(sorted({*(live.scopes if live else ()), *asked.scopes})),
             created_at_ms=old.created_at_ms if old else now,
             rotated_at_ms=now if old else None,
-            issuer=live.issuer if live else None,
+            issuer=generation if old and old.issuer is not None else None,
         )
     else:
         issued = live
@@ -100,9 +103,18 @@ def rename(db: Db, device_id: str, label: str, by: Approver) -> None:
 
 
 def rotate(
-    db: Db, device_id: str, role: str, scopes: tuple[str, ...] | None, by: Approver, *, now: int, token: Secret
+    db: Db,
+    device_id: str,
+    role: str,
+    scopes: tuple[str, ...] | None,
+    by: Approver,
+    *,
+    now: int,
+    token: Secret,
+    generation: str,
 ) -> DeviceToken:
-    """Put `token` in the place of a device's present one, with its scopes or with `scopes`."""
+    """Put `token` in the place of a device's present one, with its scopes or with `scopes`; `generation` is as in
+    `approve`."""
     denied = "device token rotation denied"
     device = _known(db, device_id, by, denied)
     old = _token(device, role, denied)
@@ -111,7 +123,14 @@ def rotate(
         raise Invalid(f"{denied}: the device is not approved for that much; it must ask for it first")
     if not covers(by.scopes, wanted):
         raise Invalid(f"{denied}: the token would open more than you may yourself")
-    issued = msgspec.structs.replace(old, token=token, scopes=wanted, rotated_at_ms=now, revoked_at_ms=None)
+    issued = DeviceToken(
+        token=token,
+        role=role,
+        scopes=wanted,
+        created_at_ms=old.created_at_ms,
+        rotated_at_ms=now,
+        issuer=generation if old.issuer is not None else None,
+    )
     _replace_token(db, device, issued)
     return issued
 

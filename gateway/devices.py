@@ -59,10 +59,8 @@ def normalise_metadata(text: str | None) -> str:
 
 def raw_key(text: str) -> bytes:
     """The bytes of a public key in base64url, base64 or PEM; empty if it is none of them."""
-    if text.lstrip().startswith("-----BEGIN"):
-        body = "".join(line for line in text.split("\n") if not line.strip().startswith("-----"))
-        return _decode("".join(body.split())).removeprefix(_SPKI_PREFIX)
-    return _decode(text.strip())
+    body = "".join(line for line in text.splitlines() if not line.strip().startswith(("-----BEGIN", "-----END")))
+    return _decode("".join(body.split())).removeprefix(_SPKI_PREFIX)
 
 
 def _decode(text: str) -> bytes:

@@ -94,7 +94,8 @@ def check_origin(
 ) -> None:
     """Refuse a web page that has no business here (protocol §5.8); requests without `Origin` pass unless `browser`.
 
-    `host` is the `Host` header, already checked. `allowed` is `gateway.controlUi.allowedOrigins`. `local_pages` lets
+    `host` is the `Host` header, already checked. `allowed` is `gateway.controlUi.allowedOrigins` as the configuration
+    gives them: in lower case, without a slash at their end and without `*`. `local_pages` lets
     in pages of any port of this machine (the Control UI's development server): only where a credential is asked for
     too, which no page has that the user did not give it to.
 
@@ -106,25 +107,20 @@ def check_origin(
             raise _origin_refused("origin missing or invalid")
         return
     origin = origin.lower()
-    scheme, its_authority = _split_origin(origin)
-    if not scheme:
-        raise _origin_refused("origin missing or invalid")
-    if "*" in allowed or origin in {entry.lower().rstrip("/") for entry in allowed}:
-        return
-    name, port = _authority(its_authority, _PORTS.get(scheme, 0))
-    address = parse_address(name)
-    own = scheme in _PORTS and (name, port) == _authority(host, _PORTS.get(scheme, 0))
-    loopback = scheme in _PORTS and (name == "localhost" or (address is not None and address.is_loopback))
-    if own and (address is not None and address.is_private):
-        return
-    if loopback and locality == "direct_local" and (own or local_pages):
-        return
-    raise _origin_refused("origin not allowed")
-
-
-def _split_origin(origin: str) -> tuple[str, str]:
     match = _ORIGIN.fullmatch(origin)
-    return (match[1], match[2]) if match and _AUTHORITY.fullmatch(match[2]) else ("", "")
+    if match is None or _AUTHORITY.fullmatch(match[2]) is None:
+        raise _origin_refused("origin missing or invalid")
+    if origin in allowed:
+        return
+    if (default_port := _PORTS.get(match[1])) is not None:
+        its = name, _ = _authority(match[2], default_port)
+        address, own = parse_address(name), its == _authority(host, default_port)
+        loopback = name == "localhost" or (address is not None and address.is_loopback)
+        if own and (address is not None and address.is_private):
+            return
+        if loopback and locality == "direct_local" and (own or local_pages):
+            return
+    raise _origin_refused("origin not allowed")
 
 
 def _authority(text: str | None, default_port: int) -> tuple[str, int]:

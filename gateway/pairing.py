@@ -14,7 +14,7 @@ from triops.gateway.devices import normalise_metadata
 from triops.gateway.errors import WireError
 from triops.gateway.locality import Locality
 from triops.gateway.schema.connect import AuthMethod, ClientInfo, ConnectParams
-from triops.gateway.scopes import covers, limited, operator_scopes
+from triops.gateway.scopes import SCOPES, covers, limited, operator_scopes
 from triops.runtime.secrets import Secret
 
 PENDING_TTL_MS = 300_000
@@ -68,6 +68,14 @@ class PairedDevice(msgspec.Struct, frozen=True, kw_only=True):
     def token_for(self, role: str) -> DeviceToken | None:
         return next((token for token in self.tokens if token.role == role), None)
 
+    def live_token(self, generation: str) -> DeviceToken | None:
+        """The operator's token if it still opens anything: not revoked, within what is approved, and not bound to
+        another secret than the gateway's present one."""
+        token = self.token_for("operator")
+        if token is None or token.revoked_at_ms is not None or token.issuer not in (None, generation):
+            return None
+        return token if "operator" in self.roles and covers(self.scopes, token.scopes) else None
+
 
 class PendingPairing(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
     """A request that waits for somebody's approval (§6.5); one a device. Also the payload of its event."""
@@ -107,7 +115,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """From the request's `x-openclaw-scopes` header."""
     auto_approve_local: bool = True
     """`gateway.nodes.pairing.autoApproveLocal`."""
-    secret_generation: str = ""
+    secret_generation: str
     now_ms: int
     new_token: Secret
     """43 fresh characters, for a token that may have to be issued."""
@@ -182,7 +190,7 @@ def _without_device(facts: Facts) -> Admit | Refuse:
 
 
 def _with_device(facts: Facts) -> Admit | Refuse:
-    requested, device = _requested(facts), facts.device
+    requested, device = limited(_requested(facts), SCOPES), facts.device
     if device is not None and device.public_key != facts.public_key:
         device = None
     method, limit = facts.shared.method, requested
@@ -197,7 +205,8 @@ def _with_device(facts: Facts) -> Admit | Refuse:
         return _unauthorized(facts, "scope_mismatch")
     if backend or (method == "none" and _is_control_ui(facts.params.client)):
         seen = device and msgspec.structs.replace(device, last_seen_at_ms=facts.now_ms)
-        return Admit(method=method, role="operator", scopes=allowed, device=seen, token=_live_token(facts, device))
+        token = device.live_token(facts.secret_generation) if device else None
+        return Admit(method=method, role="operator", scopes=allowed, device=seen, token=token)
     return _paired(facts, device, method, requested)
 
 
@@ -205,7 +214,7 @@ def _by_device_token(facts: Facts, device: PairedDevice | None) -> tuple[str, ..
     """The scopes that the offered device token stands for."""
     auth = facts.params.auth
     candidate = auth.device_token or auth.token
-    token = _live_token(facts, device)
+    token = device.live_token(facts.secret_generation) if device else None
     if candidate and token is not None and token.token.matches(candidate):
         return token.scopes
     if auth.device_token:
@@ -213,15 +222,6 @@ def _by_device_token(facts: Facts, device: PairedDevice | None) -> tuple[str, ..
     if auth.bootstrap_token and not facts.shared.offered:
         return _unauthorized(facts, "bootstrap_token_invalid")
     return _unauthorized(facts, facts.shared.failure)
-
-
-def _live_token(facts: Facts, device: PairedDevice | None) -> DeviceToken | None:
-    """The device's token if it still opens anything: not revoked, within what is approved, of the present secret."""
-    if device is None or (token := device.token_for("operator")) is None or token.revoked_at_ms is not None:
-        return None
-    over = token.issuer is not None and token.issuer != facts.secret_generation
-    approved = "operator" in device.roles and covers(device.scopes, token.scopes)
-    return token if approved and not over else None
 
 
 def _paired(
@@ -294,7 +294,7 @@ def _approved(facts: Facts, device: PairedDevice | None, requested: tuple[str, .
 
 def _token(facts: Facts, device: PairedDevice, method: AuthMethod, requested: tuple[str, ...]) -> DeviceToken:
     """The stored token if it still serves this connect, else a new one in its place (§5.7)."""
-    live, old = _live_token(facts, device), device.token_for("operator")
+    live, old = device.live_token(facts.secret_generation), device.token_for("operator")
     web = _is_web(facts.params.client)
     issuer = facts.secret_generation if web and method in ("token", "password") else None
     if live is not None and covers(live.scopes, requested) and (method == "device-token" or live.issuer == issuer):

@@ -6,6 +6,7 @@ import socket
 from msgspec.structs import replace
 
 from triops.gateway.schema.connect import ClientInfo, PresenceEntry
+from triops.gateway.scopes import SCOPES, limited
 from triops.runtime.clock import Clock
 
 UNTRACKED = frozenset({"cli", "backend", "probe"})
@@ -63,7 +64,7 @@ class Presence:
             online_since=now,
             device_id=device,
             roles=("operator",),
-            scopes=scopes,
+            scopes=limited(scopes, SCOPES),
             instance_id=client.instance_id,
         )
         self.version += 1

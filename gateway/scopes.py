@@ -32,7 +32,7 @@ _IMPLIED_BY = {
 
 def satisfied(scope: str, granted: Collection[str]) -> bool:
     """Whether `granted` covers `scope`. A scope outside the closed set covers only itself, so it opens nothing."""
-    if scope in granted or (ADMIN in granted and scope.startswith("operator.")):
+    if scope in granted or (ADMIN in granted and scope in SCOPES):
         return True
     return any(other in granted for other in _IMPLIED_BY.get(scope, ()))
 
@@ -53,8 +53,19 @@ def limited(requested: Iterable[str], granted: Collection[str]) -> tuple[str, ..
 
 
 def operator_scopes(requested: Iterable[str]) -> tuple[str, ...]:
-    """`requested`, each once, without what could never be an operator's."""
+    """`requested`, each once, without what could never be an operator's. Who has no device is told the others as it
+    spelled them, as recorded; what is kept of a device is of the closed set."""
     return tuple(dict.fromkeys(scope for scope in requested if scope.startswith("operator.")))
+
+
+def check_known(scopes: Iterable[str]) -> None:
+    """Let pass what is asked for if it is of the closed set.
+
+    Raises:
+        WireError: one is not.
+    """
+    if unknown := [scope for scope in scopes if scope not in SCOPES]:
+        raise WireError("INVALID_REQUEST", f"unknown scope: {unknown[0]}; there are {', '.join(SCOPES)}")
 
 
 def parse_cap(header: str) -> tuple[str, ...]:

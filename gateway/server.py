@@ -260,7 +260,7 @@ async def open_gateway(
         announcer=services.announcer,
         auto_approve_local=gateway_config.nodes.pairing.auto_approve_local,
     )
-    services.change_secret = door.change_secret
+    services.change_secret, services.generation = door.change_secret, lambda: door.generation
     gateway = Gateway(services, door, grace=grace)
     services.listening = [_address(*listener.socket.getsockname()[:2]) for listener in listeners]
     door.port = listeners[0].socket.getsockname()[1]

@@ -59,7 +59,8 @@ class Services:
         """Requests over HTTP that are being answered, and that the gateway's secret let in."""
         self.rotating = trio.Lock()
         self.change_secret: Callable[[Secret], None] = lambda _: None
-        """The door's."""
+        self.generation: Callable[[], str] = str
+        """Both are the door's: the latter says which secret is the present one."""
         self.started_at = runtime.clock()
         self.listening: list[str] = []
         """Addresses, once the port is open."""

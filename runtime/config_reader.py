@@ -106,6 +106,18 @@ NOT_APPLIED: dict[type, str] = {
 }
 """Limits of OpenClaw that do not hold here: silence would be a trap, so each is warned of."""
 
+NOT_SUPPORTED = {
+    "gateway.auth.allowTailscale": (
+        "Tailscale identity is not supported",
+        "remove it or write false; clients show the gateway's token or password",
+    ),
+    "gateway.trustedProxies": (
+        "proxies that vouch for their clients are not supported",
+        "remove it or write []; clients reach the gateway directly or through a tunnel, with its token or password",
+    ),
+}
+"""Ways in of OpenClaw that are not there; its own defaults, false and [], ask for none and stop nothing."""
+
 SAID = {
     "$include": "other files are not read; put their content here",
     "agents.list": "is not read any more; write agents.entries.<id>",
@@ -167,7 +179,7 @@ class ConfigReader:
         members: dict[str, Any] = {}
         for key, item in cast("dict[str, object]", value).items():
             if (field := fields.get(key)) is None:
-                self._unknown(kind, key, path)
+                self._unknown(kind, key, item, path)
             elif (member := self._read(field.type, item, join(path, key))) is not None:
                 members[field.name] = member
         missing = [key for key, field in fields.items() if field.required and field.name not in members]
@@ -302,10 +314,12 @@ class ConfigReader:
 
         return _VARIABLE.sub(fill, text), missing
 
-    def _unknown(self, kind: type[msgspec.Struct], key: str, path: str) -> None:
+    def _unknown(self, kind: type[msgspec.Struct], key: str, value: object, path: str) -> None:
         unused, not_applied = UNUSED.get(kind, "").split(), NOT_APPLIED.get(kind, "").split()
         place = join(path, key)
-        if answer := SAID.get(key) or SAID.get(place):
+        if value and (refusal := NOT_SUPPORTED.get(place)):
+            self.fault(place, *refusal)
+        elif answer := SAID.get(key) or SAID.get(place):
             self.warn(place, answer)
         elif key in not_applied:
             self.warn(place, "does not limit anything here; only tools.allow and tools.deny do")

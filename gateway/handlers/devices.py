@@ -24,7 +24,7 @@ from triops.gateway.schema.devices import (
     TokenTarget,
     Upgrade,
 )
-from triops.gateway.scopes import ADMIN, PAIRING, READ, SCOPES
+from triops.gateway.scopes import ADMIN, PAIRING, READ, check_known
 from triops.gateway.services import INVALIDATED
 from triops.runtime.secrets import Secret, replace_token, require_token_file
 from triops.runtime.store.db import Db
@@ -70,7 +70,8 @@ async def pair_approve(call: Call, params: RequestTarget) -> dict[str, Any]:
     def decided(done: tuple[PendingPairing, PairedDevice]) -> None:
         services.announcer.resolved(done[0], "approved")
 
-    work = partial(approvals.approve, request_id=params.request_id, by=by, now=now, token=token)
+    generation = services.generation()
+    work = partial(approvals.approve, request_id=params.request_id, by=by, now=now, token=token, generation=generation)
     asked, device = await services.runtime.store.write(work, then=decided)
     _log(call, "approved a device", asked.device_id, request=asked.request_id, scopes=asked.scopes)
     return {"requestId": asked.request_id, "device": _shown(device)}
@@ -117,6 +118,7 @@ async def pair_rename(call: Call, params: Rename) -> dict[str, Any]:
 async def token_rotate(call: Call, params: Rotate) -> Any:
     """Give a device a new token; it is told to that device only, and connections of the old one are closed."""
     services, by, token = call.services, _approver(call), _new_token()
+    check_known(params.scopes or ())
     now = services.runtime.clock()
 
     def rotated(issued: DeviceToken) -> None:
@@ -125,9 +127,9 @@ async def token_rotate(call: Call, params: Rotate) -> Any:
         delivery = {"token": token.reveal(), "tokenDelivery": "in-band"} if own else {"tokenDelivery": WITHHELD}
         _took_back(call, params.device_id, "device-token-rotated", about | delivery)
 
+    target, generation = (params.device_id, params.role, params.scopes), services.generation()
     await services.runtime.store.write(
-        lambda db: approvals.rotate(db, params.device_id, params.role, params.scopes, by, now=now, token=token),
-        then=rotated,
+        lambda db: approvals.rotate(db, *target, by, now=now, token=token, generation=generation), then=rotated
     )
     _log(call, "rotated a device's token", params.device_id)
     return ANSWERED
@@ -160,8 +162,7 @@ def _took_back(call: Call, device_id: str, why: str, payload: Any) -> None:
 async def request_upgrade(call: Call, params: Upgrade) -> dict[str, str]:
     """Ask operators for more scopes; `waitUpgrade` tells what they decide."""
     services, device_id = call.services, _own_device(call)
-    if unknown := [scope for scope in params.scopes if scope not in SCOPES]:
-        raise WireError("INVALID_REQUEST", f"unknown scope: {unknown[0]}; there are {', '.join(SCOPES)}")
+    check_known(params.scopes)
     now, request_id = services.runtime.clock(), str(uuid4())
 
     def work(db: Db) -> tuple[PendingPairing, PendingPairing | None]:
@@ -198,8 +199,8 @@ async def wait_upgrade(call: Call, params: RequestTarget) -> dict[str, Any]:
     if decision != "approved":
         return answer
     device = await store.read(lambda db: load_device(db, device_id))
-    token = device.token_for("operator") if device else None
-    if token is None or token.revoked_at_ms is not None:
+    token = device.live_token(services.generation()) if device else None
+    if token is None:
         return answer | {"status": "rejected"}  # taken back in the meantime
     return answer | {"deviceToken": token.token.reveal(), "scopes": token.scopes[:8]}  # what the schema allows
 

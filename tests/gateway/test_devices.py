@@ -163,6 +163,9 @@ def test_keys_come_in_three_spellings_and_have_one() -> None:
     for spelling in (PUBLIC, base64.b64encode(RAW).decode(), f" {PUBLIC}= ", pem, pem.replace("\n", "\r\n")):
         assert raw_key(spelling) == RAW
         assert verify(signed(connect({"publicKey": spelling}), V3)) == PUBLIC
+    body = pem.split("\n")[1]
+    assert raw_key(pem.replace(body, f"{body[:20]}\n{body[20:]}")) == RAW, "its lines may be of any length"
+    assert raw_key("AAAx") == b"\0\0\x31", "only padding is taken off"
 
 
 def test_metadata_is_compared_in_ascii_lower_case() -> None:

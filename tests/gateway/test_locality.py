@@ -90,8 +90,7 @@ def test_a_header_counts_once() -> None:
     headers = [(b"host", b"a"), (b"origin", b"b"), (b"host", b"c")]
     assert single_header(headers, b"origin") == "b"
     assert single_header(headers, b"cookie") is None
-    twice = single_header(headers, b"host")
-    assert not check_host(twice, bind_host="a")
+    assert single_header(headers, b"host") == "a, c"
     assert not check_host(single_header([(b"host", b"localhost")] * 2, b"host"), bind_host="127.0.0.1")
 
 
@@ -105,6 +104,7 @@ GOOD_HOSTS = [
     "[::ffff:127.0.0.1]:18789",
     "localhost",
     "localhost:9000",
+    "localhost:65535",
     "127.0.0.1:80",
     "[::1]",
 ]
@@ -122,6 +122,7 @@ BAD_HOSTS = [
     "localhost:18789,localhost:18789",
     "localhost:١٨٧٨٩",
     "localhost:187890",
+    "localhost:65536",
     "localhost:99999",
     "localhost:18789:18789",
     "localhost.:18789",
@@ -182,6 +183,7 @@ def test_a_host_that_can_only_be_this_machine_is_taken(host: str) -> None:
 @pytest.mark.parametrize("host", BAD_HOSTS)
 def test_a_host_that_a_name_could_be_pointed_at_is_refused(host: str | None) -> None:
     assert not check_host(host, bind_host="127.0.0.1")
+    assert not check_host(host, bind_host="x")
 
 
 def test_sixty_spellings_are_tried() -> None:
@@ -314,17 +316,17 @@ def test_no_other_page_is(origin: str) -> None:
 )
 def test_an_origin_that_is_none_is_refused_even_where_all_are_allowed(origin: str) -> None:
     assert refusal(origin) == INVALID
-    assert refusal(origin, allowed=["*", origin], local_pages=True) == INVALID
+    assert refusal(origin, allowed=[origin], local_pages=True) == INVALID
 
 
 def test_listed_origins_are_let_in_as_they_are_spelled() -> None:
-    allowed = ["https://UI.example.com/", "tauri://localhost"]
-    assert refusal("https://ui.example.com", allowed=allowed, locality="remote") is None
+    allowed = ["https://ui.example.com", "tauri://localhost"]
+    assert refusal("https://UI.example.com", allowed=allowed, locality="remote") is None
     assert refusal("tauri://localhost", allowed=allowed) is None
     assert refusal("https://ui.example.com:8443", allowed=allowed) == NOT_ALLOWED
     assert refusal("http://ui.example.com", allowed=allowed) == NOT_ALLOWED
     assert refusal("https://xui.example.com", allowed=allowed) == NOT_ALLOWED
-    assert refusal("https://anything.example", allowed=["*"], locality="remote") is None
+    assert refusal("tauri://127.0.0.1:18789") == NOT_ALLOWED
 
 
 def test_pages_of_other_ports_of_this_machine_need_leave_and_a_local_socket() -> None:

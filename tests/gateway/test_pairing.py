@@ -18,6 +18,7 @@ from triops.gateway.pairing import (
     Refuse,
     decide,
     is_local_backend,
+    upgrade,
 )
 from triops.gateway.schema.connect import ConnectParams
 from triops.runtime.secrets import Secret
@@ -288,6 +289,20 @@ def test_everybody_who_is_let_in_is_an_operator(client: str, mode: str, device: 
 def test_an_unknown_scope_connects_and_other_roles_scopes_do_not() -> None:
     params = connect("gateway-client", "backend", device=False, scopes=["operator.everything", "node.x", READ, READ])
     assert admitted(decide(facts(params))).scopes == ("operator.everything", READ)
+
+
+@pytest.mark.parametrize("client", [("gateway-client", "backend"), ("cli", "cli")])
+def test_nothing_is_kept_or_told_of_a_device_that_is_no_scope(client: tuple[str, str]) -> None:
+    params = connect(*client, scopes=["operator.everything", READ])
+    decision = admitted(decide(facts(params, device=paired(ADMIN))))
+    assert decision.token is not None and decision.device is not None
+    assert (decision.scopes, decision.token.scopes, decision.device.scopes) == ((READ,), (ADMIN,), (ADMIN,))
+    new = admitted(decide(facts(params)))
+    assert new.scopes == (READ,)
+    assert new.device is None or (new.device.scopes, new.device.tokens[0].scopes) == ((READ,), (READ,))
+    waiting = refused(decide(facts(params, locality="remote")))
+    assert waiting.pending is not None and waiting.pending.scopes == (READ,)
+    assert details(waiting)["requestedScopes"] == [READ]
 
 
 @pytest.mark.parametrize(
@@ -676,3 +691,13 @@ def test_a_broader_late_or_strange_request_is_a_new_one(waiting: PendingPairing)
     pending = held(pending=waiting).pending
     assert pending is not None
     assert (pending.request_id, pending.scopes) == ("new-request", (READ, ADMIN))
+
+
+def test_a_device_that_asks_for_more_waits_like_one_that_is_held() -> None:
+    device = paired(READ, display_name="phone", device_family="ios", remote_ip="203.0.113.7")
+    made = upgrade(device, None, (READ, ADMIN, READ), now=NOW, new_id="new-request")
+    params = connect(client_fields={"displayName": "phone", "deviceFamily": "ios"})
+    assert made == held(params=params, device=device).pending
+    assert upgrade(device, made, (READ,), now=NOW + 1, new_id="other") == msgspec.structs.replace(made, ts=NOW + 1)
+    assert upgrade(device, made, (WRITE, "operator.pairing"), now=NOW, new_id="other").request_id == "new-request"
+    assert upgrade(paired(READ), live_request(scopes=(READ,)), (WRITE,), now=NOW, new_id="x").request_id == "x"

@@ -72,6 +72,7 @@ class World:
                 device=self.devices.get(proof.id) if proof else None,
                 pending=self.pending.get(proof.id) if proof else None,
                 auto_approve_local=self.auto_approve_local,
+                secret_generation="",
                 now_ms=now,
                 new_token=Secret(drawn["token"]),
                 new_request_id=drawn["request"],
@@ -261,3 +262,19 @@ def test_frames_after_connect_are_answered_as_recorded_and_malformed_ones_too() 
         assert answers == [
             frame for frame in expected if not frame.get("error", {}).get("message", "").startswith(handlers)
         ]
+
+
+def test_a_node_is_refused_where_the_recorded_gateway_took_it_in_and_leaves_nothing_behind() -> None:
+    """For now: of what it was recorded to get, hello, events and answers, it gets the challenge and a clear no."""
+    world = World()
+    ((_, recorded, out),) = replay("handshake_node_role.jsonl", world)
+    challenge, hello = recorded[:2]
+    assert hello["frame"]["payload"]["auth"]["role"] == "node"
+    words = "role not supported: this gateway takes no nodes"
+    error = {"code": "INVALID_REQUEST", "message": words, "details": {"code": "ROLE_NOT_SUPPORTED", "role": "node"}}
+    assert [line["frame"] for line in out] == [
+        challenge["frame"],
+        {"type": "res", "id": "r1", "ok": False, "error": error},
+        {"code": 1008, "reason": words},
+    ]
+    assert (world.devices, world.pending) == ({}, {})

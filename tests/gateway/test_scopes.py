@@ -3,6 +3,7 @@ import pytest
 from triops.gateway.errors import WireError
 from triops.gateway.scopes import (
     SCOPES,
+    check_known,
     covers,
     effective,
     limited,
@@ -41,7 +42,7 @@ def test_nothing_is_granted_by_nothing() -> None:
 def test_an_unknown_scope_opens_nothing_but_itself() -> None:
     assert effective(["operator.everything", "operator.*", "*", "admin"]) == frozenset()
     assert satisfied("operator.everything", ["operator.everything"])
-    assert satisfied("operator.everything", ["operator.admin"])
+    assert not satisfied("operator.everything", ["operator.admin"])
     assert not satisfied("node.invoke", ["operator.admin"])
 
 
@@ -61,6 +62,12 @@ def test_limited_keeps_order_and_never_adds() -> None:
 def test_only_operator_scopes_count_each_once() -> None:
     asked = ["operator.read", "node.invoke", "admin", "operator.read", "operator.everything"]
     assert operator_scopes(asked) == ("operator.read", "operator.everything")
+
+
+def test_a_scope_that_is_none_is_named_with_those_that_there_are() -> None:
+    check_known(SCOPES)
+    with pytest.raises(WireError, match=r"unknown scope: operator\.x; there are operator\.admin, operator\.read, "):
+        check_known(["operator.read", "operator.x"])
 
 
 def test_an_empty_cap_allows_none() -> None:

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -264,6 +265,17 @@ def test_a_silent_socket_is_closed_with_a_reason() -> None:
     assert session.admitted(HELLO) == []
     assert session.refused(WireError("NOT_PAIRED", "late")) == []
     assert session.timed_out() == []
+
+
+@pytest.mark.parametrize("standing", [opened, deciding, ready, closing])
+def test_what_was_ended_from_outside_hears_nothing_any_more(standing: Callable[[], GatewaySession]) -> None:
+    session = standing()
+    session.end()
+    assert session.state is State.CLOSING
+    assert session.text_frame(request()) == session.timed_out() == []
+    new = GatewaySession(nonce="n")
+    new.end()
+    assert new.state is State.NEW, "it is not open yet, and is told when it is"
 
 
 def test_a_time_out_that_comes_too_late_does_no_harm() -> None:

@@ -136,6 +136,7 @@ def handshake(draw: random.Random) -> None:
                 address="10.0.0.9",
                 has_origin=draw.random() < 0.3,
                 shared=shared,
+                secret_generation="",
                 now_ms=1,
                 new_token=Secret("new"),
                 new_request_id="r",

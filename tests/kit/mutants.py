@@ -1,7 +1,8 @@
 """Planted faults: changes one place of a module at a time and says which of them the tests do not see.
 
-`python -m tests.kit.mutants gateway/auth.py tests/gateway/test_auth.py …` from the root of a copy of the checkout: the
-module is written over while it runs, and put back at the end.
+`python -m tests.kit.mutants 1 gateway/auth.py tests/gateway/test_auth.py …` from the root of a copy of the checkout:
+the module is written over while it runs, and put back at the end. The number says to try each nth change only. What
+the last runs found stands in `MUTANTS.md`.
 """
 
 import ast
@@ -54,7 +55,7 @@ def changes(node: ast.AST) -> Iterator[tuple[ast.AST, str]]:
                 other = copy.deepcopy(node)
                 other.test = ast.Constant(verdict)
                 yield other, f"if {ast.unparse(test)[:60]} → {verdict}"
-        case ast.Return(value=value) if value is not None:
+        case ast.Return(value=value) if value is not None and ast.unparse(value) != "None":
             yield ast.Return(ast.Constant(None)), f"return {ast.unparse(value)[:60]} → None"
         case _:
             pass
@@ -75,29 +76,29 @@ def places(tree: ast.AST) -> Iterator[tuple[ast.AST, str, int | None, ast.AST]]:
                 yield from places(node)
 
 
-def main(module: str, *tests: str) -> None:
+def main(nth: str, module: str, *tests: str) -> None:
     path = Path(module)
     source = path.read_text("utf-8")
     tree = ast.parse(source)
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--no-header", *tests]
-    tried = 0
+    everything = [(place, change) for place in places(tree) for change in changes(place[-1])]
+    chosen, survived = everything[:: int(nth)], 0
     try:
-        for parent, field, index, node in list(places(tree)):
-            for other, name in changes(node):
-                ast.copy_location(other, node)
-                _put(parent, field, index, other)
-                path.write_text(ast.unparse(ast.fix_missing_locations(tree)), "utf-8")
-                _put(parent, field, index, node)
-                tried += 1
-                try:
-                    done = subprocess.run(command, capture_output=True, timeout=SECONDS, env=os.environ, check=False)
-                except subprocess.TimeoutExpired:
-                    continue
-                if done.returncode == 0:
-                    print(f"{module}:{getattr(node, 'lineno', 0)}: {name}", flush=True)
+        for (parent, field, index, node), (other, name) in chosen:
+            ast.copy_location(other, node)
+            _put(parent, field, index, other)
+            path.write_text(ast.unparse(ast.fix_missing_locations(tree)), "utf-8")
+            _put(parent, field, index, node)
+            try:
+                done = subprocess.run(command, capture_output=True, timeout=SECONDS, env=os.environ, check=False)
+            except subprocess.TimeoutExpired:
+                continue
+            if done.returncode == 0:
+                survived += 1
+                print(f"{module}:{getattr(node, 'lineno', 0)}: {name}", flush=True)
     finally:
         path.write_text(source, "utf-8")
-    print(f"{module}: {tried} tried")
+    print(f"{module}: {len(everything)} changes, {len(chosen)} tried, {survived} not seen")
 
 
 def _put(parent: ast.AST, field: str, index: int | None, node: ast.AST) -> None:

@@ -244,6 +244,23 @@ def test_every_fault_is_listed_with_path_problem_and_remedy(load: Load):
     ]
 
 
+def test_ways_in_that_are_not_there_are_refused_where_they_are_asked_for(load: Load):
+    assert faults(
+        load,
+        "{gateway: {auth: {mode: 'trusted-proxy', allowTailscale: true, trustedProxy: {userHeader: 'x-user'}},"
+        " trustedProxies: ['10.0.0.1']}}",
+    ) == [
+        "gateway.auth.mode: 'trusted-proxy' is not supported; write one of 'token', 'password', 'none'",
+        "gateway.auth.allowTailscale: Tailscale identity is not supported; "
+        "remove it or write false; clients show the gateway's token or password",
+        "gateway.trustedProxies: proxies that vouch for their clients are not supported; "
+        "remove it or write []; clients reach the gateway directly or through a tunnel, with its token or password",
+    ]
+    loaded = load("{gateway: {auth: {mode: 'token', allowTailscale: false}, trustedProxies: []}}")
+    (notice,) = loaded.warnings
+    assert notice.level == "info", "OpenClaw's own defaults ask for nothing"
+
+
 @pytest.mark.parametrize("url", ["ftp://x", "http://", "http://[x", "http://x:port", "x/v1"])
 def test_a_base_url_that_is_none_is_a_fault(load: Load, url: str):
     (said,) = faults(load, f"{{models: {{providers: {{p: {{baseUrl: '{url}'}}}}}}}}")

@@ -236,6 +236,8 @@ async def test_a_rotation_gives_nobody_more(tmp_path: Path, device: DeviceIdenti
         async with connected(host, device, READ, PAIRING) as client:
             words = await denied(operator, "device.token.rotate", target | {"scopes": [ADMIN]})
             assert "not approved for that much" in words
+            unknown = await denied(operator, "device.token.rotate", target | {"scopes": [READ, "operator.x"]})
+            assert unknown.startswith("unknown scope: operator.x; there are operator.admin, ")
             assert "no token of role" in await denied(operator, "device.token.rotate", target | {"role": "node"})
         async with connected(host, device, ADMIN):
             pass
@@ -337,6 +339,33 @@ async def test_a_wait_ends_with_a_rejection_with_time_and_for_strangers_at_once(
             with pytest.raises(Refused) as refused:
                 await operator.request("device.scopes.requestUpgrade", {"scopes": [WRITE]})
             assert refused.value.error["details"]["code"] == "DEVICE_IDENTITY_REQUIRED"
+
+
+async def test_a_page_that_asked_for_more_gets_no_token_that_ended_with_the_secret(tmp_path: Path) -> None:
+    device = DeviceIdentity(Ed25519PrivateKey.generate())
+    async with open_test_gateway(tmp_path) as host:
+        origin = {"Origin": f"http://127.0.0.1:{host.port}"}
+
+        async def connect(client: Client, token: str, id: str = "openclaw-control-ui", mode: str = "webchat") -> None:
+            params = connect_params(token=token, client=id, mode=mode, scopes=(READ,))
+            params["device"] = device.proof(params, await client.event("connect.challenge"))
+            await client.request("connect", params)
+
+        async with host.socket(headers=origin) as page:
+            await connect(page, TOKEN)
+            asked = await page.request("device.scopes.requestUpgrade", {"scopes": [WRITE]})
+            await host.rpc("device.pair.approve", asked)
+            answer = await page.request("device.scopes.waitUpgrade", asked)
+            assert (answer["status"], answer["scopes"]) == ("approved", [READ, WRITE])
+            await host.rpc("gateway.token.rotate")
+            assert await close_of(page) == (4001, "gateway auth changed")
+        async with host.socket(headers=origin) as page:
+            with pytest.raises(Refused):
+                await connect(page, answer["deviceToken"])
+        async with host.socket() as backend:
+            token = host.runtime.paths.token.read_text().strip()
+            await connect(backend, token, "gateway-client", "backend")
+            assert (await backend.request("device.scopes.waitUpgrade", asked))["status"] == "rejected"
 
 
 async def test_an_approval_that_was_taken_back_brings_no_token(tmp_path: Path, device: DeviceIdentity) -> None:
