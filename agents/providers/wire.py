@@ -4,8 +4,8 @@ Knows no format: a format is a `Dialect` of pure functions, and `HttpProvider` i
 """
 
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import Any, ClassVar, Literal, Protocol, cast
 
 import msgspec
@@ -27,6 +27,10 @@ LIFE_LIMIT = 600.0
 """Seconds in which a stream may give mere signs of life: comments, halves of events."""
 COOLING: dict[ErrorKind, float] = {"auth": 60.0, "billing": 600.0, "rate_limit": 30.0}
 """Seconds in which a credential that failed so is not asked again while another model can answer."""
+GATHER = 0.01
+"""Seconds in which what a quick stream sends is gathered: to wake for each of its chunks costs more than to read it."""
+QUICK, QUICK_READS = 0.0025, 8
+"""A stream is quick while reads wait for less than these seconds, once so many in a row did."""
 DRAIN_LIMIT = 0.2
 """Seconds to wait, after the reply, for the end of the body that lets the connection be kept."""
 ERROR_BODY = 1 << 16
@@ -134,7 +138,8 @@ class HttpProvider:
                 raise failure.with_traceback(None)
 
     def stream(self, request: ModelRequest) -> "EventStream":
-        return stream_reply(self, request)
+        # In the caller's own task: a second one with a channel costs three more task steps a read.
+        return aclosing(_reply(self, request))
 
     async def discover(self) -> Sequence[ModelInfo]:
         if not self._discover:
@@ -162,12 +167,11 @@ def _stand_in(headers: Mapping[str, str]) -> int:
     return hash(frozenset(headers.items()))
 
 
-EventStream = AbstractAsyncContextManager[trio.abc.ReceiveChannel[Sequence[ProviderEvent]]]
+EventStream = AbstractAsyncContextManager[AsyncIterable[Sequence[ProviderEvent]]]
 
 
-@trio.as_safe_channel
-async def stream_reply(provider: HttpProvider, request: ModelRequest) -> AsyncGenerator[Sequence[ProviderEvent], None]:
-    """Ask, and hand over what comes, one list per network read; `Provider.stream` for every format.
+async def _reply(provider: HttpProvider, request: ModelRequest) -> AsyncGenerator[Sequence[ProviderEvent]]:
+    """Ask, and hand over what comes, one list per network read.
 
     A failure that may pass and that came before anything was streamed is announced by a `RetryNotice` and tried
     again, at most twice and within the client's patience; every other one is raised.
@@ -181,7 +185,7 @@ async def stream_reply(provider: HttpProvider, request: ModelRequest) -> AsyncGe
             async with _ask(provider, request, body) as answer:
                 while batch := await answer.batch():
                     streamed = True
-                    yield batch  # noqa: ASYNC119, RUF100  as_safe_channel closes this generator where it runs
+                    yield batch  # noqa: ASYNC119, RUF100  `stream` closes this generator where it runs
             return
         except ProviderError as error:
             delay = None if streamed or pause is None else _delay(error, pause)
@@ -229,6 +233,7 @@ class _Answer:
         self._sse = SseParser()
         self._error: ProviderError | None = None
         self._over = False
+        self._quick = 0
 
     async def batch(self) -> list[ProviderEvent]:
         """The events of the next read that holds some; none once the reply is over."""
@@ -238,7 +243,7 @@ class _Answer:
             await self._drain()
             return []
         limit = trio.current_time() + self._life
-        while data := await self._response.read():
+        while data := await self._read():
             batch = self._parse(data)
             if batch:
                 self._over = isinstance(batch[-1], Done)
@@ -249,6 +254,14 @@ class _Answer:
                 raise self._faults.stuck(self._life)
         self._over = True
         return [self._parser.end()]
+
+    async def _read(self) -> bytes:
+        if self._quick >= QUICK_READS:
+            await trio.sleep(GATHER)
+        begun = trio.current_time()
+        data = await self._response.read()
+        self._quick = self._quick + 1 if trio.current_time() - begun < QUICK else 0
+        return data
 
     def _parse(self, data: bytes) -> list[ProviderEvent]:
         """What one read held. A failure in its middle waits, so that what came before it is not lost."""
