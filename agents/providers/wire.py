@@ -35,6 +35,9 @@ DRAIN_LIMIT = 0.2
 """Seconds to wait, after the reply, for the end of the body that lets the connection be kept."""
 ERROR_BODY = 1 << 16
 
+PARSED = ("https://api.openai.com", "https://api.anthropic.com", "https://chatgpt.com")
+"""Whose models call tools by no text: what looks like a call in it is a quotation."""
+
 Clock = Callable[[], int]
 ApiKey = Callable[[], str | None] | str | None
 Login = Callable[[], Awaitable[dict[str, str]]]
@@ -53,8 +56,8 @@ class Parser(Protocol):
         """What an event with this `data` says; `Done` ends the reply. Raises `ProviderError`."""
         ...
 
-    def end(self) -> Done:
-        """The reply, if a stream that just ended was complete without saying so. Raises `ProviderError`."""
+    def end(self) -> list[ProviderEvent]:
+        """The reply's end, if a stream that just ended was complete without saying so. Raises `ProviderError`."""
         ...
 
 
@@ -207,7 +210,8 @@ async def _ask(provider: HttpProvider, request: ModelRequest, body: bytes) -> As
     credential = _stand_in(headers)
     headers["content-type"] = "application/json"
     draft = Draft(request.model, provider.dialect.api, faults, provider.now)
-    draft.tools = {tool.name: tool.parameters for tool in request.tools}
+    if not provider.base_url.startswith(PARSED):
+        draft.tools = {tool.name: tool.parameters for tool in request.tools}
     url = provider.dialect.chat_url(provider.base_url)
     async with provider.http.stream(
         "POST", url, headers, body, idle=provider.idle, sent=request.sent, late=request.late
@@ -253,7 +257,7 @@ class _Answer:
             if trio.current_time() > limit:
                 raise self._faults.stuck(self._life)
         self._over = True
-        return [self._parser.end()]
+        return self._parser.end()
 
     async def _read(self) -> bytes:
         if self._quick >= QUICK_READS:
