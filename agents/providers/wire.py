@@ -5,7 +5,7 @@ Knows no format: a format is a `Dialect` of pure functions, and `HttpProvider` i
 
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from typing import Any, ClassVar, Literal, Protocol, cast
 
 import msgspec
@@ -185,8 +185,8 @@ async def _reply(provider: HttpProvider, request: ModelRequest) -> AsyncGenerato
     for retry, pause in enumerate((*RETRY_PAUSES, None), start=1):
         streamed = False
         try:
-            async with _ask(provider, request, body) as answer:
-                while batch := await answer.batch():
+            async with _ask(provider, request, body) as batches:
+                async for batch in batches:
                     streamed = True
                     yield batch  # noqa: ASYNC119, RUF100  `stream` closes this generator where it runs
             return
@@ -205,7 +205,9 @@ def _delay(error: ProviderError, pause: float) -> float | None:
 
 
 @asynccontextmanager
-async def _ask(provider: HttpProvider, request: ModelRequest, body: bytes) -> AsyncGenerator["_Answer", None]:
+async def _ask(
+    provider: HttpProvider, request: ModelRequest, body: bytes
+) -> AsyncGenerator[AsyncIterable[list[ProviderEvent]]]:
     headers, faults = await provider.sign(str(request.model.ref))
     credential = _stand_in(headers)
     headers["content-type"] = "application/json"
@@ -223,70 +225,46 @@ async def _ask(provider: HttpProvider, request: ModelRequest, body: bytes) -> As
                 provider.cooling = credential, trio.current_time() + wait, failure
             raise failure
         provider.cooling = None
-        yield _Answer(response, provider.dialect.parser(draft), faults, max(LIFE_LIMIT, provider.idle))
+        parser, life = provider.dialect.parser(draft), max(LIFE_LIMIT, provider.idle)
+        async with aclosing(_batches(response, parser, faults, life)) as batches:
+            yield batches
 
 
-class _Answer:
-    """One stream of events while it is read."""
-
-    def __init__(self, response: Response, parser: Parser, faults: Faults, life: float) -> None:
-        self._response = response
-        self._parser = parser
-        self._faults = faults
-        self._life = life
-        self._sse = SseParser()
-        self._error: ProviderError | None = None
-        self._over = False
-        self._quick = 0
-
-    async def batch(self) -> list[ProviderEvent]:
-        """The events of the next read that holds some; none once the reply is over."""
-        if self._error:
-            raise self._error
-        if self._over:
-            await self._drain()
-            return []
-        limit = trio.current_time() + self._life
-        while data := await self._read():
-            batch = self._parse(data)
-            if batch:
-                self._over = isinstance(batch[-1], Done)
-                return batch
-            if self._error:
-                raise self._error
-            if trio.current_time() > limit:
-                raise self._faults.stuck(self._life)
-        self._over = True
-        return self._parser.end()
-
-    async def _read(self) -> bytes:
-        if self._quick >= QUICK_READS:
+async def _batches(
+    response: Response, parser: Parser, faults: Faults, life: float
+) -> AsyncGenerator[list[ProviderEvent]]:
+    """The events of each read that holds some. What follows `Done` is read to the body's end for a moment, so that the
+    connection can be kept."""
+    sse, quick, heard = SseParser(), 0, trio.current_time()
+    while True:
+        if quick >= QUICK_READS:
             await trio.sleep(GATHER)
         begun = trio.current_time()
-        data = await self._response.read()
-        self._quick = self._quick + 1 if trio.current_time() - begun < QUICK else 0
-        return data
-
-    def _parse(self, data: bytes) -> list[ProviderEvent]:
-        """What one read held. A failure in its middle waits, so that what came before it is not lost."""
+        data = await response.read()
+        quick = quick + 1 if trio.current_time() - begun < QUICK else 0
+        if not data:
+            yield parser.end()
+            return
         batch: list[ProviderEvent] = []
         try:
-            for event in self._sse.feed(data):
-                batch.extend(self._parser.feed(event))
+            for event in sse.feed(data):
+                batch += parser.feed(event)
                 if batch and isinstance(batch[-1], Done):
                     break
-        except ProviderError as error:
-            self._error = error
-        return batch
-
-    async def _drain(self) -> None:
-        """Read the body's end, so that the connection can be kept; failing at that takes nothing from the reply."""
-        with trio.move_on_after(DRAIN_LIMIT):
-            try:
-                while await self._response.read():
-                    pass
-            except ProviderError:
-                pass
+        except ProviderError:
+            if batch:
+                yield batch  # what came before the failure is not lost
+            raise
+        if batch:
+            yield batch
+            if isinstance(batch[-1], Done):
+                break
+            heard = trio.current_time()
+        elif trio.current_time() - heard > life:
+            raise faults.stuck(life)
+    with trio.move_on_after(DRAIN_LIMIT), suppress(ProviderError):  # failing at that takes nothing from the reply
+        while await response.read():
+            pass
 
 
 def _document_type(response: Response) -> str:

@@ -296,7 +296,7 @@ def test_a_files_head_says_how_much_context_it_was_trained_on(tmp_path: Path):
     for cut in range(len(whole)):
         file.write_bytes(whole[:cut])
         assert trained_context(file) == 0
-    assert trained_context(gguf(file, context=4096, tags=5000)) == 0
+    assert trained_context(gguf(file, context=4096, tags=50_000)) == 0
     file.write_bytes(b"\xff" * 400)
     assert trained_context(file) == trained_context(tmp_path / "none.gguf") == 0
 
