@@ -24,7 +24,7 @@ from triops.agents.messages import (
 )
 from triops.agents.model import ModelInfo, ModelRequest, ProviderEvent, ToolSchema
 from triops.agents.providers.draft import Draft, members, usage_of
-from triops.agents.providers.mapping import reply_limit, seen, told
+from triops.agents.providers.mapping import reply_limit, seen
 from triops.agents.providers.memo import Memo
 from triops.agents.providers.wire import Dialect, HttpProvider, with_version
 
@@ -67,10 +67,8 @@ def _turns(messages: Sequence[Message], model: ModelInfo) -> list[dict[str, Any]
     turns: list[dict[str, Any]] = []
     for message in messages:
         match message:
-            case UserMessage():
-                role, blocks = "user", _content(seen(message.content, model))
-            case SystemMessage():
-                role, blocks = "user", _content([Text(told(message))])
+            case UserMessage() | SystemMessage():
+                role, blocks = "user", _content(seen(message, model))
             case AssistantMessage():
                 role, blocks = "assistant", _assistant(message, model.ref.provider)
             case ToolResultMessage():
@@ -92,7 +90,7 @@ def _content(blocks: list[UserBlock]) -> _Blocks:
 
 
 def _result(message: ToolResultMessage, model: ModelInfo) -> dict[str, Any]:
-    content = _content(seen(message.content, model)) or [{"type": "text", "text": "(no output)"}]
+    content = _content(seen(message, model)) or [{"type": "text", "text": "(no output)"}]
     result = {"type": "tool_result", "tool_use_id": _id(message.tool_call_id), "content": content}
     return {**result, "is_error": True} if message.is_error else result
 

@@ -23,7 +23,7 @@ from triops.agents.messages import (
 )
 from triops.agents.model import ModelInfo, ModelRequest, ProviderEvent
 from triops.agents.providers.draft import INVALID_ARGUMENTS, Draft, openai_usage, parse_arguments
-from triops.agents.providers.mapping import reply_limit, seen, told
+from triops.agents.providers.mapping import reply_limit, seen
 from triops.agents.providers.memo import Memo
 from triops.agents.providers.wire import Dialect, HttpProvider, with_version
 
@@ -60,15 +60,13 @@ def _turns(messages: Sequence[Message], model: ModelInfo) -> list[dict[str, Any]
             _say(turns, images)
             images = []
         match message:
-            case UserMessage():
-                _say(turns, seen(message.content, model))
-            case SystemMessage():
-                _say(turns, [Text(told(message))])
+            case UserMessage() | SystemMessage():
+                _say(turns, seen(message, model))
             case AssistantMessage():
                 if message.text or message.tool_calls:
                     turns.append(_assistant(message, null_content=not model.compat.requires_string_content))
             case ToolResultMessage():
-                blocks = seen(message.content, model)
+                blocks = seen(message, model)
                 images += [block for block in blocks if isinstance(block, Image)]
                 words = "".join(block.text for block in blocks if isinstance(block, Text))
                 turns.append({"role": "tool", "tool_call_id": message.tool_call_id, "content": words or "(no output)"})

@@ -21,7 +21,7 @@ from triops.agents.messages import (
 )
 from triops.agents.model import ModelInfo, ModelRequest, ProviderEvent, ToolSchema
 from triops.agents.providers.draft import Draft, openai_usage
-from triops.agents.providers.mapping import reply_limit, seen, told
+from triops.agents.providers.mapping import reply_limit, seen
 from triops.agents.providers.memo import Memo
 from triops.agents.providers.wire import Dialect, HttpProvider
 
@@ -60,14 +60,12 @@ def _items(messages: Sequence[Message], model: ModelInfo) -> list[Any]:
     items: list[Any] = []
     for message in messages:
         match message:
-            case UserMessage():
-                items.append({"role": "user", "content": _content(seen(message.content, model))})
-            case SystemMessage():
-                items.append({"role": "user", "content": _content([Text(told(message))])})
+            case UserMessage() | SystemMessage():
+                items.append({"role": "user", "content": _content(seen(message, model))})
             case AssistantMessage():
                 items += _assistant(message, model.ref.provider)
             case ToolResultMessage():
-                blocks = seen(message.content, model)
+                blocks = seen(message, model)
                 words = all(isinstance(block, Text) for block in blocks)
                 output = (message.text or "(no output)") if words else _content(blocks)
                 items.append({"type": "function_call_output", "call_id": message.tool_call_id, "output": output})
