@@ -235,7 +235,7 @@ async def _batches(
 ) -> AsyncGenerator[list[ProviderEvent]]:
     """The events of each read that holds some. What follows `Done` is read to the body's end for a moment, so that the
     connection can be kept."""
-    sse, quick, heard = SseParser(), 0, trio.current_time()
+    sse, quick, heard, fresh = SseParser(), 0, trio.current_time(), True
     while True:
         if quick >= QUICK_READS:
             await trio.sleep(GATHER)
@@ -245,6 +245,9 @@ async def _batches(
         if not data:
             yield parser.end()
             return
+        if fresh and data.lstrip()[:1] in (b"{", b"<"):
+            raise _no_stream(data + await response.body(ERROR_BODY), "a document", faults)
+        fresh = False
         batch: list[ProviderEvent] = []
         try:
             for event in sse.feed(data):
@@ -278,12 +281,15 @@ async def _refusal(response: Response, faults: Faults) -> ProviderError:
     body = await response.body(ERROR_BODY)
     if response.status != 200:
         return faults.answer(response.status, response.headers, body)
+    return _no_stream(body, _document_type(response), faults)
+
+
+def _no_stream(body: bytes, kind: str, faults: Faults) -> ProviderError:
     try:
         error = msgspec.json.decode(body, type=dict[str, Any]).get("error")
     except NOT_JSON:
         error = None
-    what = f"{_document_type(response)} instead of an event stream"
-    return faults.event(error) if error else faults.garbled(what, body)
+    return faults.event(error) if error else faults.garbled(f"{kind} instead of an event stream", body)
 
 
 class _Listed(msgspec.Struct):

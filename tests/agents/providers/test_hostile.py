@@ -176,6 +176,8 @@ async def test_a_last_line_without_its_end_is_no_answer_cut_short(server, provid
             "no",
         ),
         (head() + b"data: <html>\n\n", "format", "<html>"),
+        (head() + b"\n<html>Sign in</html>", "format", "<html>Sign in</html>"),
+        (head(b"text/plain") + b'{"error": {"code": 401, "message": "no such key"}}', "auth", "no such key"),
         (head(), "connection", ""),
     ],
 )
