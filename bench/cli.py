@@ -168,7 +168,7 @@ def start(runs: int, turns: int, no_floor: bool) -> None:
 @bench.command()
 @json_option
 def gauges() -> None:
-    """Fan-out, idle clients, commits, and the longest step of a task: for our own use."""
+    """Fan-out, idle clients, commits, the longest step of a task, the CPU of a chunk: for our own use."""
     from triops.bench.gauges import run
 
     _guard(lambda: run(as_json=as_json()))

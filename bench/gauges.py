@@ -1,4 +1,5 @@
-"""`triops bench gauges`: smaller questions of our own: fan-out, idle clients, commits, the longest step of a task."""
+"""`triops bench gauges`: smaller questions of our own: fan-out, idle clients, commits, the longest step of a task,
+the CPU of a chunk."""
 
 import sys
 import tempfile
@@ -20,7 +21,7 @@ from triops.bench.subjects import Subject, open_gateway, open_inside, open_model
 from triops.gateway.cli.process import raise_descriptor_limit
 from triops.runtime.store.sqlite import open_store
 
-WATCHERS, IDLE, COMMITS, TURNS = (1, 10, 100, 1_000), 5_000, 2_000, 5
+WATCHERS, IDLE, COMMITS, TURNS, CHUNKS = (1, 10, 100, 1_000), 5_000, 2_000, 5, 2_000
 SPARE = 200
 """File descriptors that a process needs for itself."""
 
@@ -41,6 +42,8 @@ class Report(msgspec.Struct, frozen=True):
     """`one by one`, and `at once`: those that wait together share one."""
     longest: list[Step]
     """Of the tasks of a gateway in this process, over some turns."""
+    chunk_us: float
+    """CPU of that gateway and its client for each chunk of a stream that sends one a millisecond."""
 
 
 async def measure(watchers: Sequence[int] = WATCHERS, idle: int = IDLE, commits: int = COMMITS) -> Report:
@@ -53,8 +56,8 @@ async def measure(watchers: Sequence[int] = WATCHERS, idle: int = IDLE, commits:
         tell("gauges", "commits")
         rates = await _commits(commits)
         tell("gauges", "the longest steps")
-        steps = await _longest(model)
-    return Report(machine(), spread, clients, kb, rates, steps)
+        steps, chunk_us = await _inside(model)
+    return Report(machine(), spread, clients, kb, rates, steps, chunk_us)
 
 
 async def _fan_out(subject: Subject, sender: Driver, count: int) -> float:
@@ -127,7 +130,7 @@ class _Steps(trio.abc.Instrument):
             self.longest[task.name] = took
 
 
-async def _longest(model: str) -> list[Step]:
+async def _inside(model: str) -> tuple[list[Step], float]:
     steps = _Steps()
     async with open_inside(model) as subject, open_driver(subject.url, subject.token) as driver:
         trio.lowlevel.add_instrument(steps)
@@ -135,8 +138,11 @@ async def _longest(model: str) -> list[Step]:
         for _ in range(20 * TURNS):
             await one_turn(driver, session, "TOKENS:20 RUN:")
         trio.lowlevel.remove_instrument(steps)
+        begun = time.process_time()
+        await one_turn(driver, session, f"TOKENS:{CHUNKS} ITL:1 RUN:")
+        chunk_us = (time.process_time() - begun) / CHUNKS * 1e6
     found = sorted(((took, name) for name, took in steps.longest.items()), reverse=True)
-    return [Step(took / 1e6, name.removeprefix("triops.")) for took, name in found[:5]]
+    return [Step(took / 1e6, name.removeprefix("triops.")) for took, name in found[:5]], chunk_us
 
 
 def run(*, as_json: bool) -> None:
@@ -151,5 +157,6 @@ def run(*, as_json: bool) -> None:
         lines.append(["idle clients", f"{found.idle_clients}{few}", f"{found.idle_kb:.0f} kB each"])
     lines += [["commits", how, f"{rate:,.0f} a second"] for how, rate in found.commits_per_second.items()]
     lines += [["longest step", step.task, f"{step.ms:.2f} ms"] for step in found.longest]
+    lines.append(["a quick stream", f"{CHUNKS:,} chunks", f"{found.chunk_us:.0f} µs of CPU each"])
     text = "\n".join([machine_line(found.machine), "", *table(lines)])
     print(msgspec.json.encode(found).decode() if as_json else text)

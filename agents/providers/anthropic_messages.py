@@ -22,9 +22,9 @@ from triops.agents.messages import (
     UserBlock,
     UserMessage,
 )
-from triops.agents.model import Done, ModelInfo, ModelRequest, ProviderEvent, ToolSchema
+from triops.agents.model import ModelInfo, ModelRequest, ProviderEvent, ToolSchema
 from triops.agents.providers.draft import Draft, members, usage_of
-from triops.agents.providers.mapping import reply_limit, seen, told
+from triops.agents.providers.mapping import reply_limit, seen
 from triops.agents.providers.memo import Memo
 from triops.agents.providers.wire import Dialect, HttpProvider, with_version
 
@@ -67,10 +67,8 @@ def _turns(messages: Sequence[Message], model: ModelInfo) -> list[dict[str, Any]
     turns: list[dict[str, Any]] = []
     for message in messages:
         match message:
-            case UserMessage():
-                role, blocks = "user", _content(seen(message.content, model))
-            case SystemMessage():
-                role, blocks = "user", _content([Text(told(message))])
+            case UserMessage() | SystemMessage():
+                role, blocks = "user", _content(seen(message, model))
             case AssistantMessage():
                 role, blocks = "assistant", _assistant(message, model.ref.provider)
             case ToolResultMessage():
@@ -92,7 +90,7 @@ def _content(blocks: list[UserBlock]) -> _Blocks:
 
 
 def _result(message: ToolResultMessage, model: ModelInfo) -> dict[str, Any]:
-    content = _content(seen(message.content, model)) or [{"type": "text", "text": "(no output)"}]
+    content = _content(seen(message, model)) or [{"type": "text", "text": "(no output)"}]
     result = {"type": "tool_result", "tool_use_id": _id(message.tool_call_id), "content": content}
     return {**result, "is_error": True} if message.is_error else result
 
@@ -118,7 +116,7 @@ def _id(id: str) -> str:
 
 class _Block(msgspec.Struct):
     type: str
-    id: str = ""
+    id: str | None = ""
     name: str = ""
     text: str = ""
     thinking: str = ""
@@ -173,14 +171,14 @@ class MessagesParser:
                 self._stop = (said.delta and said.delta.stop_reason) or self._stop
                 self._count(said.usage)
             case "message_stop":
-                return [self._done()]
+                return self._done()
             case "error":
                 raise self._draft.faults.event(said.error)
             case _:
                 pass  # a ping, the end of a block, or what the API has learnt since: it asks clients to pass over those
         return []
 
-    def end(self) -> Done:
+    def end(self) -> list[ProviderEvent]:
         if self._stop is None:
             raise self._draft.faults.cut()
         return self._done()
@@ -189,8 +187,8 @@ class MessagesParser:
         draft = self._draft
         match block.type:
             case "tool_use":
-                begun = draft.call(index, block.id, block.name)
-                return begun + (draft.arguments(index, _encode_json(block.input).decode()) if block.input else [])
+                begun = draft.call(index, block.id or "", block.name)
+                return begun + (draft.arguments(index, block.input) if block.input else [])
             case "thinking":
                 return draft.thinking(index, block.thinking)
             case _:
@@ -216,7 +214,7 @@ class MessagesParser:
             cache_write=named("cache_creation_input_tokens"),
         )
 
-    def _done(self) -> Done:
+    def _done(self) -> list[ProviderEvent]:
         self._draft.refused = self._stop == "refusal"
         return self._draft.done(_STOPS.get(self._stop or "", "stop"))
 

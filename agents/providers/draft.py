@@ -8,6 +8,7 @@ import msgspec
 from triops.agents.messages import AssistantBlock, AssistantMessage, Cost, StopReason, Text, Thinking, ToolCall, Usage
 from triops.agents.model import Done, ModelInfo, ProviderEvent, TextDelta, ThinkingDelta, ToolCallDelta
 from triops.agents.providers.faults import NOT_JSON, Faults
+from triops.agents.providers.written import Part, WrittenReader
 
 INVALID_ARGUMENTS = "invalid_json"
 """Key of a tool call's arguments that were no JSON object; its value is what the model wrote."""
@@ -37,7 +38,8 @@ class Draft:
         self.refused = False
         """The provider says that the model, or a filter, would not answer."""
         self.tools: Mapping[str, Mapping[str, Any]] = {}
-        """The schemas of what may be called, by name."""
+        """The schemas, by name, of what may be called by writing it as text."""
+        self._readers: dict[object, WrittenReader] = {}
 
     def decode(self, decoder: "msgspec.json.Decoder[T]", data: bytes) -> T:
         try:
@@ -46,9 +48,27 @@ class Draft:
             raise self.faults.garbled("an event that is not of its format", data) from error
 
     def text(self, key: object, delta: str) -> list[ProviderEvent]:
-        if delta:
-            self._piece(key, "text").parts.append(delta)
-        return [TextDelta(delta)] if delta else []
+        """Words, or what the model wrote among them that is none: its thoughts, calls of tools."""
+        if not delta:
+            return []
+        reader = self._readers.get(key)
+        if reader is None:
+            reader = self._readers[key] = WrittenReader(self.tools)
+        return self.add(key, reader.feed(delta))
+
+    def add(self, key: object, parts: list[Part]) -> list[ProviderEvent]:
+        """Parts that somebody has read."""
+        events: list[ProviderEvent] = []
+        for kind, text, arguments in parts:
+            if kind == "text":
+                self._piece(key, "text").parts.append(text)
+                events.append(TextDelta(text))
+            elif kind == "thinking":
+                events += self.thinking(key, text)
+            else:
+                call = ("written", len(self._pieces))
+                events += self.call(call, "", text) + self.arguments(call, arguments)
+        return events
 
     def thinking(self, key: object, delta: str) -> list[ProviderEvent]:
         if delta:
@@ -64,7 +84,10 @@ class Draft:
         self._pieces["call", key] = _Piece("call", [], id or f"call_{self._now()}_{len(self._pieces)}", name)
         return self.arguments(key, "")
 
-    def arguments(self, key: object, fragment: str) -> list[ProviderEvent]:
+    def arguments(self, key: object, fragment: str | dict[str, Any]) -> list[ProviderEvent]:
+        """More of a call's arguments, or, from some servers, all of them as an object."""
+        if isinstance(fragment, dict):
+            fragment = msgspec.json.encode(fragment).decode()
         piece = self._pieces.get(("call", key))
         if piece is None:
             return []  # of a call that never began, or of a kind of block that is not ours
@@ -76,12 +99,14 @@ class Draft:
         piece = self._pieces.get(("call", key))
         return "".join(piece.parts) if piece else ""
 
-    def done(self, stop: StopReason) -> Done:
-        """The whole reply. One that was cut by its limit loses the tool call that it did not finish.
+    def done(self, stop: StopReason) -> list[ProviderEvent]:
+        """What was held back of the text, and the whole reply. One that was cut by its limit loses the tool call that
+        it did not finish.
 
         Raises:
             ProviderError: there is nothing in it.
         """
+        events = [event for key, reader in self._readers.items() for event in self.add(key, reader.end())]
         blocks = [self._block(piece) for piece in self._pieces.values()]
         if stop == "length":
             blocks = [b for b in blocks if not (isinstance(b, ToolCall) and INVALID_ARGUMENTS in b.arguments)]
@@ -91,18 +116,17 @@ class Draft:
         if stop in ("stop", "toolUse"):  # some servers say "stop" after a call, others "tool_calls" without one
             stop = "toolUse" if any(isinstance(block, ToolCall) for block in content) else "stop"
         ref = self.model.ref
-        return Done(
-            AssistantMessage(
-                content,
-                self._now(),
-                api=self._api,
-                provider=ref.provider,
-                model=ref.model,
-                usage=self.usage,
-                stop_reason=stop,
-                response_id=self.response_id,
-            )
+        message = AssistantMessage(
+            content,
+            self._now(),
+            api=self._api,
+            provider=ref.provider,
+            model=ref.model,
+            usage=self.usage,
+            stop_reason=stop,
+            response_id=self.response_id,
         )
+        return [*events, Done(message)]
 
     def _piece(self, key: object, kind: Literal["text", "thinking"]) -> _Piece:
         return self._pieces.setdefault((kind, key), _Piece(kind, []))

@@ -7,7 +7,6 @@ import math
 import os
 import re
 import secrets
-import struct
 import subprocess
 import sys
 import tempfile
@@ -35,8 +34,8 @@ DEMO_TEMPERATURE = 0.2
 IDLE_UNLOAD = 300.0
 GRACE = 2.0
 """Seconds that a child gets to end by itself."""
-_GGUF = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
-"""Kinds of values in a `.gguf`, as `struct` has them; 8 is a text, 9 a list."""
+_CONTEXT = re.compile(rb"GGUF.*?\.context_length(?:[\x04\x05]\0\0\0(.{4})|[\x0a\x0b]\0\0\0(.{8}))", re.DOTALL)
+"""In the head of a `.gguf`: the key, its kind (a number of 32 or 64 bits) and the number."""
 SOCKET_PATH_LIMIT = 100
 """Bytes; macOS allows 104 with the closing zero. A longer path means a loopback port, as on Windows."""
 
@@ -229,40 +228,13 @@ async def _end(process: trio.Process) -> None:
 
 
 def trained_context(path: Path) -> int:
-    """The tokens that a `.gguf` was trained on; 0 if its head does not say so before its list of tokens."""
+    """The tokens that a `.gguf` was trained on; 0 if the beginning of the file does not say so."""
     try:
         with path.open("rb") as file:
-            magic, _, _, count = struct.unpack("<4sIQQ", file.read(24))
-            for _ in range(min(count, 200) if magic == b"GGUF" else 0):
-                key = _text(file)
-                (kind,) = struct.unpack("<I", file.read(4))
-                value = _value(file, kind)
-                if key.endswith(b".context_length"):
-                    return value
-    except (OSError, struct.error, KeyError, ValueError, OverflowError):
-        pass  # what is wrong with it llama.cpp says when it is loaded
-    return 0
-
-
-def _text(file: IO[bytes]) -> bytes:
-    (length,) = struct.unpack("<Q", file.read(8))
-    return file.read(min(length, 1 << 20))
-
-
-def _value(file: IO[bytes], kind: int) -> int:
-    """The number that comes next; 0 for a text and a short list."""
-    if kind == 8:
-        _text(file)
-        return 0
-    if kind == 9:
-        inner, count = struct.unpack("<IQ", file.read(12))
-        if count > 1000 or inner == 9:
-            raise KeyError("the tokens")
-        for _ in range(count):
-            _value(file, inner)
-        return 0
-    form = f"<{_GGUF[kind]}"
-    return int(struct.unpack(form, file.read(struct.calcsize(form)))[0])
+            found = _CONTEXT.match(file.read(1 << 16))
+    except OSError:
+        return 0  # what is wrong with it llama.cpp says when it is loaded
+    return int.from_bytes(found[1] or found[2], "little") if found else 0
 
 
 def _window(path: Path) -> int:

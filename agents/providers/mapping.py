@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 
-from triops.agents.messages import SystemMessage, Text, UserBlock
+from triops.agents.messages import SystemMessage, Text, ToolResultMessage, UserBlock, UserMessage
 from triops.agents.model import ModelInfo, ModelRequest
 
 
@@ -21,8 +21,9 @@ def told(message: SystemMessage) -> str:
     return "\n".join([f"System: [{when}] {first}", *(f"System: {line}" for line in rest)])
 
 
-def seen(content: str | Sequence[UserBlock], model: ModelInfo) -> list[UserBlock]:
+def seen(message: UserMessage | SystemMessage | ToolResultMessage, model: ModelInfo) -> list[UserBlock]:
     """Blocks that `model` can take: an image that it cannot becomes words, an empty text nothing."""
+    content = told(message) if isinstance(message, SystemMessage) else message.content
     blocks: Sequence[UserBlock] = (Text(content),) if isinstance(content, str) else content
     if "image" not in model.input:
         blocks = [b if isinstance(b, Text) else Text("[an image was left out: this model takes none]") for b in blocks]

@@ -21,12 +21,11 @@ from triops.agents.messages import (
     UserBlock,
     UserMessage,
 )
-from triops.agents.model import Done, ModelInfo, ModelRequest, ProviderEvent
+from triops.agents.model import ModelInfo, ModelRequest, ProviderEvent
 from triops.agents.providers.draft import INVALID_ARGUMENTS, Draft, openai_usage, parse_arguments
-from triops.agents.providers.mapping import reply_limit, seen, told
+from triops.agents.providers.mapping import reply_limit, seen
 from triops.agents.providers.memo import Memo
 from triops.agents.providers.wire import Dialect, HttpProvider, with_version
-from triops.agents.providers.written import Part, WrittenReader
 
 _STOPS: dict[str, StopReason] = {"length": "length", "tool_calls": "toolUse", "function_call": "toolUse"}
 _encode_json = msgspec.json.Encoder().encode
@@ -61,15 +60,13 @@ def _turns(messages: Sequence[Message], model: ModelInfo) -> list[dict[str, Any]
             _say(turns, images)
             images = []
         match message:
-            case UserMessage():
-                _say(turns, seen(message.content, model))
-            case SystemMessage():
-                _say(turns, [Text(told(message))])
+            case UserMessage() | SystemMessage():
+                _say(turns, seen(message, model))
             case AssistantMessage():
                 if message.text or message.tool_calls:
                     turns.append(_assistant(message, null_content=not model.compat.requires_string_content))
             case ToolResultMessage():
-                blocks = seen(message.content, model)
+                blocks = seen(message, model)
                 images += [block for block in blocks if isinstance(block, Image)]
                 words = "".join(block.text for block in blocks if isinstance(block, Text))
                 turns.append({"role": "tool", "tool_call_id": message.tool_call_id, "content": words or "(no output)"})
@@ -159,11 +156,10 @@ class CompletionsParser:
         self._finish: str | None = None
         self._at: dict[int, int] = {}
         self._calls: list[str] = []
-        self._reader: WrittenReader | None = None
 
     def feed(self, data: bytes) -> list[ProviderEvent]:
         if data.strip() == b"[DONE]":
-            return [self._done()]
+            return self._done()
         chunk = self._draft.decode(_decoder, data)
         if chunk.error:
             raise self._draft.faults.event(chunk.error)
@@ -176,69 +172,40 @@ class CompletionsParser:
             if choice.delta:
                 events += self._grow(choice.delta)
             self._finish = choice.finish_reason or self._finish
-        if self._finish and self._reader:
-            events += self._write(self._reader.end())
         return events
 
-    def end(self) -> Done:
+    def end(self) -> list[ProviderEvent]:
         if self._finish is None:
             raise self._draft.faults.cut()
         return self._done()
 
-    def _done(self) -> Done:
-        if self._reader:
-            self._write(self._reader.end())
+    def _done(self) -> list[ProviderEvent]:
         self._draft.refused = self._finish == "content_filter"
         return self._draft.done(_STOPS.get(self._finish or "", "stop"))
 
     def _grow(self, delta: _Delta) -> list[ProviderEvent]:
         draft = self._draft
-        events = draft.thinking("thinking", delta.reasoning_content or delta.reasoning or "")
+        events = draft.thinking("", delta.reasoning_content or delta.reasoning or "")
         content = delta.content or delta.refusal or ""
-        for part in content if isinstance(content, list) else ():
-            events += draft.thinking("thinking", "".join(inner.text for inner in part.thinking))
-            events += self._read(part.text)
-        if isinstance(content, str):
-            events += self._read(content)
+        for part in content if isinstance(content, list) else (_Part(text=content),):
+            events += draft.thinking("", "".join(inner.text for inner in part.thinking))
+            events += draft.text("", part.text)
         for fragment in delta.tool_calls or ():
-            events += self._grow_call(fragment, fragment.function or _Function())
+            events += self._grow_call(fragment)
         return events
 
-    def _read(self, text: str) -> list[ProviderEvent]:
-        if not text:
-            return []
-        if self._reader is None:
-            self._reader = WrittenReader(self._draft.tools)
-        return self._write(self._reader.feed(text))
-
-    def _write(self, parts: list[Part]) -> list[ProviderEvent]:
-        events: list[ProviderEvent] = []
-        for kind, text, arguments in parts:
-            if kind == "text":
-                events += self._draft.text("text", text)
-            elif kind == "thinking":
-                events += self._draft.thinking("thinking", text)
-            else:
-                number = len(self._calls)
-                self._calls.append("")
-                events += self._draft.call(number, "", text) + self._draft.arguments(number, arguments)
-        return events
-
-    def _grow_call(self, fragment: _CallFragment, function: _Function) -> list[ProviderEvent]:
-        arguments = function.arguments
-        id = str(fragment.id or "")
-        if isinstance(arguments, dict):
-            arguments = _encode_json(arguments).decode()
-        number = self._call_of(fragment, id, function, arguments or "")
+    def _grow_call(self, fragment: _CallFragment) -> list[ProviderEvent]:
+        function, id = fragment.function or _Function(), str(fragment.id or "")
+        number = self._call_of(fragment, function, id)
         if number is None:
             number = len(self._calls)
             self._calls.append(id)
             self._draft.call(number, id, function.name or "")
         if fragment.index is not None:
             self._at[fragment.index] = number
-        return self._draft.arguments(number, arguments or "")
+        return self._draft.arguments(number, function.arguments or "")
 
-    def _call_of(self, fragment: _CallFragment, id: str, function: _Function, arguments: str) -> int | None:
+    def _call_of(self, fragment: _CallFragment, function: _Function, id: str) -> int | None:
         """The call that `fragment` goes on with; None if it begins one."""
         if fragment.index is not None:
             number = self._at.get(fragment.index)
@@ -250,13 +217,10 @@ class CompletionsParser:
             return None
         if id and self._calls[number] and id != self._calls[number]:
             return None  # the index is the same for all, the ids are not
-        if function.name and arguments and self._is_whole(number):
+        written = self._draft.written(number)
+        if function.name and function.arguments and written and INVALID_ARGUMENTS not in parse_arguments(written):
             return None  # neither tells them apart, but the one before is complete
         return number
-
-    def _is_whole(self, number: int) -> bool:
-        written = self._draft.written(number)
-        return bool(written) and INVALID_ARGUMENTS not in parse_arguments(written)
 
 
 COMPLETIONS = Dialect(

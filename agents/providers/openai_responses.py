@@ -19,9 +19,9 @@ from triops.agents.messages import (
     UserBlock,
     UserMessage,
 )
-from triops.agents.model import Done, ModelInfo, ModelRequest, ProviderEvent, ToolSchema
+from triops.agents.model import ModelInfo, ModelRequest, ProviderEvent, ToolSchema
 from triops.agents.providers.draft import Draft, openai_usage
-from triops.agents.providers.mapping import reply_limit, seen, told
+from triops.agents.providers.mapping import reply_limit, seen
 from triops.agents.providers.memo import Memo
 from triops.agents.providers.wire import Dialect, HttpProvider
 
@@ -60,14 +60,12 @@ def _items(messages: Sequence[Message], model: ModelInfo) -> list[Any]:
     items: list[Any] = []
     for message in messages:
         match message:
-            case UserMessage():
-                items.append({"role": "user", "content": _content(seen(message.content, model))})
-            case SystemMessage():
-                items.append({"role": "user", "content": _content([Text(told(message))])})
+            case UserMessage() | SystemMessage():
+                items.append({"role": "user", "content": _content(seen(message, model))})
             case AssistantMessage():
                 items += _assistant(message, model.ref.provider)
             case ToolResultMessage():
-                blocks = seen(message.content, model)
+                blocks = seen(message, model)
                 words = all(isinstance(block, Text) for block in blocks)
                 output = (message.text or "(no output)") if words else _content(blocks)
                 items.append({"type": "function_call_output", "call_id": message.tool_call_id, "output": output})
@@ -100,9 +98,9 @@ def _assistant(message: AssistantMessage, provider: str) -> list[Any]:
 
 class _Item(msgspec.Struct):
     type: str = ""
-    call_id: str = ""
+    call_id: str | None = ""
     name: str = ""
-    arguments: str = ""
+    arguments: str | dict[str, Any] = ""
 
 
 class _Response(msgspec.Struct):
@@ -152,7 +150,7 @@ class ResponsesParser:
             case "response.output_item.done":
                 return self._complete(said.output_index, bytes(said.item))
             case "response.completed" | "response.incomplete":
-                return [self._done(response)]
+                return self._done(response)
             case "response.failed":
                 raise self._draft.faults.event(response.error)
             case "error":
@@ -160,22 +158,23 @@ class ResponsesParser:
             case _:
                 return []
 
-    def end(self) -> Done:
+    def end(self) -> list[ProviderEvent]:
         raise self._draft.faults.cut()
 
     def _begin(self, index: int, data: bytes) -> list[ProviderEvent]:
         item = self._draft.decode(_item_decoder, data)
-        return self._draft.call(index, item.call_id, item.name) if item.type == "function_call" else []
+        return self._draft.call(index, item.call_id or "", item.name) if item.type == "function_call" else []
 
     def _complete(self, index: int, data: bytes) -> list[ProviderEvent]:
         item = self._draft.decode(_item_decoder, data)
         if item.type == "reasoning":
             self._draft.sign(index, data.decode())
         if item.type == "function_call" and not self._draft.written(index):  # it came whole, not in fragments
-            return self._draft.call(index, item.call_id, item.name) + self._draft.arguments(index, item.arguments)
+            begun = self._draft.call(index, item.call_id or "", item.name)
+            return begun + self._draft.arguments(index, item.arguments)
         return []
 
-    def _done(self, response: _Response) -> Done:
+    def _done(self, response: _Response) -> list[ProviderEvent]:
         self._draft.usage = openai_usage(self._draft.model, response.usage, "input_tokens", "output_tokens")
         reason = (response.incomplete_details or {}).get("reason")
         self._draft.refused = reason == "content_filter"

@@ -88,7 +88,7 @@ async def _play(request: ModelRequest, step: Step, now: Clock) -> AsyncGenerator
             case Done():
                 return
             case TextDelta():
-                draft.text("text", item.text)
+                draft.add("text", [("text", item.text, "")])
                 said += len(item.text.split())
             case ThinkingDelta():
                 draft.thinking("thinking", item.text)
@@ -100,7 +100,7 @@ async def _play(request: ModelRequest, step: Step, now: Clock) -> AsyncGenerator
                 pass  # a notice of a retry is no part of the reply
     heard = len(request.system.split()) + sum(len(_text(message).split()) for message in request.messages)
     draft.usage = usage_of(request.model, input=heard, output=said)
-    yield [draft.done("stop")]
+    yield draft.done("stop")
 
 
 def _obey(request: ModelRequest) -> Step:

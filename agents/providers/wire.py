@@ -4,8 +4,8 @@ Knows no format: a format is a `Dialect` of pure functions, and `HttpProvider` i
 """
 
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from typing import Any, ClassVar, Literal, Protocol, cast
 
 import msgspec
@@ -27,9 +27,16 @@ LIFE_LIMIT = 600.0
 """Seconds in which a stream may give mere signs of life: comments, halves of events."""
 COOLING: dict[ErrorKind, float] = {"auth": 60.0, "billing": 600.0, "rate_limit": 30.0}
 """Seconds in which a credential that failed so is not asked again while another model can answer."""
+GATHER = 0.01
+"""Seconds in which what a quick stream sends is gathered: to wake for each of its chunks costs more than to read it."""
+QUICK, QUICK_READS = 0.0025, 8
+"""A stream is quick while reads wait for less than these seconds, once so many in a row did."""
 DRAIN_LIMIT = 0.2
 """Seconds to wait, after the reply, for the end of the body that lets the connection be kept."""
 ERROR_BODY = 1 << 16
+
+PARSED = ("https://api.openai.com", "https://api.anthropic.com", "https://chatgpt.com")
+"""Whose models call tools by no text: what looks like a call in it is a quotation."""
 
 Clock = Callable[[], int]
 ApiKey = Callable[[], str | None] | str | None
@@ -49,8 +56,8 @@ class Parser(Protocol):
         """What an event with this `data` says; `Done` ends the reply. Raises `ProviderError`."""
         ...
 
-    def end(self) -> Done:
-        """The reply, if a stream that just ended was complete without saying so. Raises `ProviderError`."""
+    def end(self) -> list[ProviderEvent]:
+        """The reply's end, if a stream that just ended was complete without saying so. Raises `ProviderError`."""
         ...
 
 
@@ -134,7 +141,8 @@ class HttpProvider:
                 raise failure.with_traceback(None)
 
     def stream(self, request: ModelRequest) -> "EventStream":
-        return stream_reply(self, request)
+        # In the caller's own task: a second one with a channel costs three more task steps a read.
+        return aclosing(_reply(self, request))
 
     async def discover(self) -> Sequence[ModelInfo]:
         if not self._discover:
@@ -162,12 +170,11 @@ def _stand_in(headers: Mapping[str, str]) -> int:
     return hash(frozenset(headers.items()))
 
 
-EventStream = AbstractAsyncContextManager[trio.abc.ReceiveChannel[Sequence[ProviderEvent]]]
+EventStream = AbstractAsyncContextManager[AsyncIterable[Sequence[ProviderEvent]]]
 
 
-@trio.as_safe_channel
-async def stream_reply(provider: HttpProvider, request: ModelRequest) -> AsyncGenerator[Sequence[ProviderEvent], None]:
-    """Ask, and hand over what comes, one list per network read; `Provider.stream` for every format.
+async def _reply(provider: HttpProvider, request: ModelRequest) -> AsyncGenerator[Sequence[ProviderEvent]]:
+    """Ask, and hand over what comes, one list per network read.
 
     A failure that may pass and that came before anything was streamed is announced by a `RetryNotice` and tried
     again, at most twice and within the client's patience; every other one is raised.
@@ -178,10 +185,10 @@ async def stream_reply(provider: HttpProvider, request: ModelRequest) -> AsyncGe
     for retry, pause in enumerate((*RETRY_PAUSES, None), start=1):
         streamed = False
         try:
-            async with _ask(provider, request, body) as answer:
-                while batch := await answer.batch():
+            async with _ask(provider, request, body) as batches:
+                async for batch in batches:
                     streamed = True
-                    yield batch  # noqa: ASYNC119, RUF100  as_safe_channel closes this generator where it runs
+                    yield batch  # noqa: ASYNC119, RUF100  `stream` closes this generator where it runs
             return
         except ProviderError as error:
             delay = None if streamed or pause is None else _delay(error, pause)
@@ -198,12 +205,15 @@ def _delay(error: ProviderError, pause: float) -> float | None:
 
 
 @asynccontextmanager
-async def _ask(provider: HttpProvider, request: ModelRequest, body: bytes) -> AsyncGenerator["_Answer", None]:
+async def _ask(
+    provider: HttpProvider, request: ModelRequest, body: bytes
+) -> AsyncGenerator[AsyncIterable[list[ProviderEvent]]]:
     headers, faults = await provider.sign(str(request.model.ref))
     credential = _stand_in(headers)
     headers["content-type"] = "application/json"
     draft = Draft(request.model, provider.dialect.api, faults, provider.now)
-    draft.tools = {tool.name: tool.parameters for tool in request.tools}
+    if not provider.base_url.startswith(PARSED):
+        draft.tools = {tool.name: tool.parameters for tool in request.tools}
     url = provider.dialect.chat_url(provider.base_url)
     async with provider.http.stream(
         "POST", url, headers, body, idle=provider.idle, sent=request.sent, late=request.late
@@ -215,61 +225,49 @@ async def _ask(provider: HttpProvider, request: ModelRequest, body: bytes) -> As
                 provider.cooling = credential, trio.current_time() + wait, failure
             raise failure
         provider.cooling = None
-        yield _Answer(response, provider.dialect.parser(draft), faults, max(LIFE_LIMIT, provider.idle))
+        parser, life = provider.dialect.parser(draft), max(LIFE_LIMIT, provider.idle)
+        async with aclosing(_batches(response, parser, faults, life)) as batches:
+            yield batches
 
 
-class _Answer:
-    """One stream of events while it is read."""
-
-    def __init__(self, response: Response, parser: Parser, faults: Faults, life: float) -> None:
-        self._response = response
-        self._parser = parser
-        self._faults = faults
-        self._life = life
-        self._sse = SseParser()
-        self._error: ProviderError | None = None
-        self._over = False
-
-    async def batch(self) -> list[ProviderEvent]:
-        """The events of the next read that holds some; none once the reply is over."""
-        if self._error:
-            raise self._error
-        if self._over:
-            await self._drain()
-            return []
-        limit = trio.current_time() + self._life
-        while data := await self._response.read():
-            batch = self._parse(data)
-            if batch:
-                self._over = isinstance(batch[-1], Done)
-                return batch
-            if self._error:
-                raise self._error
-            if trio.current_time() > limit:
-                raise self._faults.stuck(self._life)
-        self._over = True
-        return [self._parser.end()]
-
-    def _parse(self, data: bytes) -> list[ProviderEvent]:
-        """What one read held. A failure in its middle waits, so that what came before it is not lost."""
+async def _batches(
+    response: Response, parser: Parser, faults: Faults, life: float
+) -> AsyncGenerator[list[ProviderEvent]]:
+    """The events of each read that holds some. What follows `Done` is read to the body's end for a moment, so that the
+    connection can be kept."""
+    sse, quick, heard, fresh = SseParser(), 0, trio.current_time(), True
+    while True:
+        if quick >= QUICK_READS:
+            await trio.sleep(GATHER)
+        begun = trio.current_time()
+        data = await response.read()
+        quick = quick + 1 if trio.current_time() - begun < QUICK else 0
+        if not data:
+            yield parser.end()
+            return
+        if fresh and data.lstrip()[:1] in (b"{", b"<"):
+            raise _no_stream(data + await response.body(ERROR_BODY), "a document", faults)
+        fresh = False
         batch: list[ProviderEvent] = []
         try:
-            for event in self._sse.feed(data):
-                batch.extend(self._parser.feed(event))
+            for event in sse.feed(data):
+                batch += parser.feed(event)
                 if batch and isinstance(batch[-1], Done):
                     break
-        except ProviderError as error:
-            self._error = error
-        return batch
-
-    async def _drain(self) -> None:
-        """Read the body's end, so that the connection can be kept; failing at that takes nothing from the reply."""
-        with trio.move_on_after(DRAIN_LIMIT):
-            try:
-                while await self._response.read():
-                    pass
-            except ProviderError:
-                pass
+        except ProviderError:
+            if batch:
+                yield batch  # what came before the failure is not lost
+            raise
+        if batch:
+            yield batch
+            if isinstance(batch[-1], Done):
+                break
+            heard = trio.current_time()
+        elif trio.current_time() - heard > life:
+            raise faults.stuck(life)
+    with trio.move_on_after(DRAIN_LIMIT), suppress(ProviderError):  # failing at that takes nothing from the reply
+        while await response.read():
+            pass
 
 
 def _document_type(response: Response) -> str:
@@ -283,12 +281,15 @@ async def _refusal(response: Response, faults: Faults) -> ProviderError:
     body = await response.body(ERROR_BODY)
     if response.status != 200:
         return faults.answer(response.status, response.headers, body)
+    return _no_stream(body, _document_type(response), faults)
+
+
+def _no_stream(body: bytes, kind: str, faults: Faults) -> ProviderError:
     try:
         error = msgspec.json.decode(body, type=dict[str, Any]).get("error")
     except NOT_JSON:
         error = None
-    what = f"{_document_type(response)} instead of an event stream"
-    return faults.event(error) if error else faults.garbled(what, body)
+    return faults.event(error) if error else faults.garbled(f"{kind} instead of an event stream", body)
 
 
 class _Listed(msgspec.Struct):

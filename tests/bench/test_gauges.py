@@ -14,6 +14,7 @@ def test_every_gauge_shows_something():
     found = trio.run(measure, (1, 3), 4, 50)
     assert list(found.fan_out_ms) == [1, 3] and found.idle_clients == 4
     assert min(found.commits_per_second.values()) > 0
+    assert found.chunk_us > 0
     assert found.longest and found.longest[0].ms >= found.longest[-1].ms > 0
 
 

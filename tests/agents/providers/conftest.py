@@ -199,6 +199,6 @@ def parse() -> Parse:
                 found += parser.feed(event)
                 if found and isinstance(found[-1], Done):
                     return found
-        return [*found, parser.end()]
+        return [*found, *parser.end()]
 
     return read

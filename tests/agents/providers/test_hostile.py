@@ -1,6 +1,8 @@
 """What servers and what lies before them do to an answer, in each wire format: it arrives whole or as a typed error."""
 
 import json
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
@@ -10,8 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from triops.agents.errors import ProviderError
+from triops.agents.messages import Text, Thinking, ToolCall
 from triops.agents.model import Done, TextDelta
 from triops.agents.providers.anthropic_messages import MESSAGES, AnthropicMessagesProvider
+from triops.agents.providers.http import HttpClient, Response
 from triops.agents.providers.openai_completions import COMPLETIONS, OpenAICompletionsProvider
 from triops.agents.providers.openai_responses import RESPONSES, OpenAIResponsesProvider
 from triops.agents.providers.wire import Dialect, HttpProvider
@@ -26,16 +30,27 @@ class Format(msgspec.Struct):
     provider: type[HttpProvider]
     dialect: Dialect
     events: list[Any]
+    say: Callable[[str], Any]
+    """The event that says some words."""
+    end: list[Any]
 
     def stream(self, end: bytes = b"\n", between: bytes = b"") -> bytes:
         datas = [event if isinstance(event, bytes) else json.dumps(event).encode() for event in self.events]
         return between.join(b"data: " + data + end * 2 for data in datas)
+
+    def saying(self, *words: str) -> "Format":
+        return msgspec.structs.replace(self, events=[*map(self.say, words), *self.end])
 
 
 def delta(**fields: Any) -> dict[str, Any]:
     return {"choices": [{"delta": fields}]}
 
 
+def block_delta(word: str) -> dict[str, Any]:
+    return {"type": "content_block_delta", "delta": {"type": "text_delta", "text": word}}
+
+
+COMPLETED = {"type": "response.completed", "response": {"usage": {"input_tokens": 7, "output_tokens": 3}}}
 FORMATS = {
     "completions": Format(
         OpenAICompletionsProvider,
@@ -46,6 +61,8 @@ FORMATS = {
             {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 3}},  # after the stop
             b"[DONE]",
         ],
+        lambda words: delta(content=words),
+        [b"[DONE]"],
     ),
     "messages": Format(
         AnthropicMessagesProvider,
@@ -53,10 +70,12 @@ FORMATS = {
         [
             {"type": "message_start", "message": {"id": "m", "usage": {"input_tokens": 7}}},
             {"type": "ping"},
-            *({"type": "content_block_delta", "delta": {"type": "text_delta", "text": word}} for word in WORDS),
+            *map(block_delta, WORDS),
             {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 3}},
             {"type": "message_stop"},
         ],
+        block_delta,
+        [{"type": "message_stop"}],
     ),
     "responses": Format(
         OpenAIResponsesProvider,
@@ -64,8 +83,10 @@ FORMATS = {
         [
             *({"type": "response.output_text.delta", "delta": word} for word in WORDS),
             {"type": "response.of_the_future"},
-            {"type": "response.completed", "response": {"usage": {"input_tokens": 7, "output_tokens": 3}}},
+            COMPLETED,
         ],
+        lambda words: {"type": "response.output_text.delta", "delta": words},
+        [COMPLETED],
     ),
 }
 
@@ -155,6 +176,8 @@ async def test_a_last_line_without_its_end_is_no_answer_cut_short(server, provid
             "no",
         ),
         (head() + b"data: <html>\n\n", "format", "<html>"),
+        (head() + b"\n<html>Sign in</html>", "format", "<html>Sign in</html>"),
+        (head(b"text/plain") + b'{"error": {"code": 401, "message": "no such key"}}', "auth", "no such key"),
         (head(), "connection", ""),
     ],
 )
@@ -190,3 +213,71 @@ async def test_a_reset_at_any_offset_is_an_error_and_never_a_short_answer(server
     for at in range(0, len(answer), 13):
         server.answers = [[answer[:at], "reset"]]
         await whole_or_cut(provider, ask())
+
+
+class Told(HttpClient):
+    """Every answer is `data` and then a connection that breaks."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__()
+        self._data = data
+
+    @asynccontextmanager
+    async def stream(self, *request: object, **limits: object) -> AsyncGenerator[Response]:
+        left = [self._data] if self._data else []
+
+        async def read() -> bytes:
+            if left:
+                return left.pop()
+            raise ProviderError("connection", "hung up", retryable=True)
+
+        yield Response(200, [(b"Content-Type", b"text/event-stream")], read)
+
+
+async def test_an_answer_that_breaks_off_at_any_byte_is_never_a_short_one(spoken, ask, autojump_clock):
+    answer = spoken.stream()
+    for at in range(len(answer) + 1):
+        await whole_or_cut(spoken.provider(id="mock", base_url="http://mock", http=Told(answer[:at])), ask())
+
+
+WRITTEN = ("<think>Wh", 'at?</think>\nI look.<tool_call>{"name": "read",', ' "arguments": {"path": "a"}}</tool_call> <')
+
+
+def test_thoughts_and_calls_that_are_written_as_text_are_read(parse, spoken):
+    events = parse(spoken.dialect, spoken.saying(*WRITTEN).stream(), tools={"read": {}})
+    message = events[-1].message
+    call = next(block for block in message.content if isinstance(block, ToolCall))
+    assert message.content == (Thinking("What?"), Text("I look. <"), call) and message.stop_reason == "toolUse"
+    assert (call.name, call.arguments) == ("read", {"path": "a"}) and call.id
+    assert "".join(event.text for event in events if isinstance(event, TextDelta)) == message.text
+
+
+@pytest.mark.parametrize(("host", "calls"), [("https://api.openai.com", 0), ("http://127.0.0.1:1234", 1)])
+async def test_a_model_whose_server_reads_its_calls_may_quote_one(spoken, conversation, collect, host, calls):
+    http = Told(spoken.saying(*WRITTEN).stream())
+    done = (await collect(spoken.provider(id="mock", base_url=f"{host}/v1", http=http), conversation))[-1]
+    assert len(done.message.tool_calls) == calls
+
+
+@pytest.mark.parametrize(
+    ("name", "begin"),
+    [
+        ("messages", {"type": "content_block_start", "content_block": {"type": "tool_use", "id": None, "name": "f"}}),
+        ("messages", {"type": "content_block_start", "content_block": {"type": "tool_use", "name": "f"}}),
+        ("responses", {"type": "response.output_item.done", "item": {"type": "function_call", "name": "f"}}),
+        (
+            "responses",
+            {
+                "type": "response.output_item.done",
+                "item": {"type": "function_call", "call_id": None, "name": "f", "arguments": {}},
+            },
+        ),
+    ],
+)
+def test_a_call_without_an_id_gets_one(parse, name, begin):
+    spoken = FORMATS[name]
+    more = {"input": {"n": 1}} if name == "messages" else {"arguments": {"n": 1}}  # as an object
+    begin = {key: {**value, **more} if isinstance(value, dict) else value for key, value in begin.items()}
+    stream = msgspec.structs.replace(spoken, events=[spoken.say("I look."), {**begin, "index": 1}, *spoken.end])
+    (call,) = parse(spoken.dialect, stream.stream())[-1].message.tool_calls
+    assert (call.name, call.arguments) == ("f", {"n": 1}) and call.id

@@ -21,6 +21,7 @@ from triops.agents.messages import UserMessage
 from triops.agents.model import Done, ModelInfo, ModelRef, ModelRequest, ProviderEvent, RetryNotice, TextDelta
 from triops.agents.providers.demo import engine_is_installed, weights_folder
 from triops.agents.providers.local import MOST_CONTEXT, LocalProvider, open_local_provider, trained_context
+from triops.testing import check_provider
 
 SYSTEM = "You are a helpful assistant. Answer briefly."
 real = pytest.mark.skipif(
@@ -117,6 +118,15 @@ async def test_a_warmed_model_answers_from_its_cache_and_leaves_nothing_behind(t
     assert "Tokyo" in said(events) and done.message.text == said(events)
     assert done.message.usage is not None and done.message.usage.cache_read > 5
     assert child.returncode is not None
+    assert not leftovers(tmp_path)
+
+
+@real
+@pytest.mark.slow
+async def test_the_embedded_engine_keeps_the_contract_of_providers(tmp_path: Path) -> None:
+    async with open_local_provider([], socket_folder=tmp_path) as provider:
+        with trio.fail_after(60):
+            await check_provider(provider, await demo_of(provider))
     assert not leftovers(tmp_path)
 
 
@@ -286,7 +296,7 @@ def test_a_files_head_says_how_much_context_it_was_trained_on(tmp_path: Path):
     for cut in range(len(whole)):
         file.write_bytes(whole[:cut])
         assert trained_context(file) == 0
-    assert trained_context(gguf(file, context=4096, tags=5000)) == 0
+    assert trained_context(gguf(file, context=4096, tags=50_000)) == 0
     file.write_bytes(b"\xff" * 400)
     assert trained_context(file) == trained_context(tmp_path / "none.gguf") == 0
 

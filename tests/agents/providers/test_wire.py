@@ -1,5 +1,7 @@
 import json
 import logging
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from triops.agents.errors import ContextOverflow, ProviderError
 from triops.agents.messages import AssistantMessage
 from triops.agents.model import Done, RetryNotice, TextDelta
 from triops.agents.providers.anthropic_messages import AnthropicMessagesProvider
+from triops.agents.providers.http import HttpClient, Response
 from triops.agents.providers.openai_completions import OllamaProvider, OpenAICompletionsProvider
 from triops.agents.providers.openai_responses import OpenAIResponsesProvider
 
@@ -382,3 +385,43 @@ async def test_a_busy_provider_is_tried_again_before_another_model_is(server, pr
     with pytest.raises(ProviderError, match="too many requests"):
         await collect(provider, ask(has_other=True))
     assert len(server.asked) == 3, "while it cools the other one has its turn"
+
+
+class Paced(HttpClient):
+    """An answer whose chunks come `gap` seconds apart; a read gets all that came since the last one."""
+
+    def __init__(self, words: int, gap: float) -> None:
+        super().__init__()
+        word = b'data: {"choices": [{"delta": {"content": "x"}}]}\n\n'
+        chunks = [word] * words + [b"data: [DONE]\n\n", b"", b""]
+        self._chunks, self._gap, self._start, self._taken = chunks, gap, trio.current_time(), 0
+        self.readers: list[trio.lowlevel.Task] = []
+
+    @asynccontextmanager
+    async def stream(self, *request: object, **limits: object) -> AsyncGenerator[Response]:
+        yield Response(200, [(b"Content-Type", b"text/event-stream")], self._read)
+
+    async def _read(self) -> bytes:
+        self.readers.append(trio.lowlevel.current_task())
+        await trio.sleep_until(self._start + (self._taken + 1) * self._gap - 1e-9)
+        come = round((trio.current_time() - self._start) / self._gap)
+        data, self._taken = b"".join(self._chunks[self._taken : come]), come
+        return data
+
+
+@pytest.mark.parametrize(("gap", "reads", "late"), [(0.001, 40, 0.01), (0.005, 203, 0.0)])
+async def test_a_quick_stream_is_gathered_and_no_other_is_told_later(ask, collect, autojump_clock, gap, reads, late):
+    http = Paced(200, gap)
+    provider, start = OpenAICompletionsProvider(id="mock", base_url="http://mock", http=http), trio.current_time()
+    assert (await collect(provider, ask()))[-1].message.text == "x" * 200
+    assert len(http.readers) <= reads and trio.current_time() - start <= 202 * gap + late + 1e-6
+
+
+async def test_an_answer_is_read_by_who_asks_for_it_and_no_further_than_that(ask, autojump_clock):
+    http = Paced(20, 0.1)
+    provider = OpenAICompletionsProvider(id="mock", base_url="http://mock", http=http)
+    async with provider.stream(ask()) as batches:
+        async for _ in batches:
+            await trio.sleep(60)
+            assert http.readers == [trio.lowlevel.current_task()]
+            break
