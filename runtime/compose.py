@@ -31,6 +31,7 @@ from triops.runtime.paths import Paths
 from triops.runtime.plans import Plans, prepare_workspaces
 from triops.runtime.providers import provider_entries
 from triops.runtime.redaction import redacted, redacted_raw
+from triops.runtime.reload import ConfigWatcher
 from triops.runtime.runs.lanes import Lanes
 from triops.runtime.runs.supervisor import Supervisor, open_supervisor
 from triops.runtime.secrets import Secret
@@ -86,6 +87,13 @@ class Runtime:
         """What clients prove themselves with; None with auth mode `none`."""
         self.agents: Mapping[str, AgentProfile] = profiles(loaded.config)
 
+    async def reconfigure(self, loaded: LoadedConfig, catalog: ModelCatalog) -> None:
+        """Go on with another configuration, whose models are those of `catalog`."""
+        self.log.redactor.add(loaded.secrets)
+        self.loaded, self.config, self.agents = loaded, loaded.config, profiles(loaded.config)
+        await self.warmup.reconfigure(catalog)
+        self.plans.reconfigure(self.agents, loaded.config)  # last: a plan holds what its model was
+
     def redacted_config(self) -> dict[str, Any]:
         """The configuration file as it was written, without its secrets."""
         return redacted(self.loaded.parsed)
@@ -110,12 +118,14 @@ async def open_runtime(
     tools: tuple[AnyTool, ...] = (),
     in_thread: InThread | None = None,
     drain: float = DRAIN,
+    watched: Mapping[str, str] | None = None,
 ) -> AsyncGenerator[Runtime]:
     """Open everything; inside the block runs are accepted and jobs fire.
 
     The state folder must be prepared and held (`hold_instance`). `bus` is for who wants to hear of the start, too;
-    `store`, `providers` and `in_thread` replace the real ones, `tools` come on top of them. Leaving the block lets runs
-    finish for `drain` seconds.
+    `store`, `providers` and `in_thread` replace the real ones, `tools` come on top of them. With `watched`, the
+    environment that `loaded` was read with, the configuration file is taken up again when it changes. Leaving the block
+    lets runs finish for `drain` seconds.
 
     Raises:
         StateError: an agent's workspace cannot be used.
@@ -129,9 +139,8 @@ async def open_runtime(
         aside = stack.enter_context(closing(open_aside(paths.database)))
         bus = bus or Bus(log.bind("bus"))
         await stack.enter_async_context(open_tracing(config.diagnostics.otel, bus, clock, log))
-        catalog = await stack.enter_async_context(
-            open_catalog(loaded, paths, redactor=log.redactor, providers=providers)
-        )
+        catalog_of = await stack.enter_async_context(open_catalogs(paths, redactor=log.redactor, providers=providers))
+        catalog = catalog_of(loaded)
         holder: list[Supervisor] = []
         jobs: list[CronScheduler] = []
         session_tools = SessionTools(store, lambda: holder[0], clock)
@@ -147,12 +156,13 @@ async def open_runtime(
         warmup = stack.enter_context(
             open_warmup(catalog, bus=bus, clock=clock, log=log.bind("warmup"), system_prompt=plans.warm_prompt)
         )
+        spend = Spend(config, store, clock)
         turn = partial(
             ChatTurn,
             catalog=catalog,
             warmup=warmup,
             plans=plans,
-            spend=Spend(config, store, clock),
+            spend=spend,
             bus=bus,
             clock=clock,
             log=log.bind("turn"),
@@ -184,7 +194,7 @@ async def open_runtime(
         services.start_soon(_service, "model warm-up", warmup.run, log, name="model warm-up")
         services.start_soon(_service, "cron scheduler", cron.run, log, name="cron scheduler")
         services.start_soon(_service, "heartbeat", heartbeat.run, log, name="heartbeat")
-        yield Runtime(
+        runtime = Runtime(
             loaded=loaded,
             paths=paths,
             clock=clock,
@@ -201,22 +211,51 @@ async def open_runtime(
             secret=secret,
         )
 
+        async def apply(loaded: LoadedConfig) -> None:
+            spend.limits = loaded.config.models.spend
+            await runtime.reconfigure(loaded, catalog_of(loaded))
+
+        if watched is not None:
+            watcher = ConfigWatcher(loaded, paths, watched, apply=apply, in_thread=in_thread, log=log.bind("config"))
+            services.start_soon(_service, "config watcher", watcher.run, log, name="config watcher")
+        yield runtime
+
 
 @asynccontextmanager
-async def open_catalog(
-    loaded: LoadedConfig, paths: Paths, *, redactor: Redactor, providers: tuple[ProviderEntry, ...] | None = None
-) -> AsyncGenerator[ModelCatalog]:
-    """The models of a configuration, and what serves them until the block ends. `providers` replace its own."""
-    config = loaded.config
+async def open_catalogs(
+    paths: Paths, *, redactor: Redactor, providers: tuple[ProviderEntry, ...] | None = None
+) -> AsyncGenerator[Callable[[LoadedConfig], ModelCatalog]]:
+    """What makes the catalogue of a configuration, whose models are served until the block ends.
+
+    A provider of which a configuration says the same as the one before stays what it was. `providers` replace all.
+    """
     async with AsyncExitStack() as stack:
-        if providers is None:
-            trust = _trusts(config, paths.config.parent)
-            http = HttpClient(patience=config.models.patience_seconds, environ=loaded.environ, trust=trust)
+        embedded = await _embedded(stack, paths) if providers is None else None
+        before: tuple[LoadedConfig, dict[str, ProviderEntry]] | None = None
+
+        def catalog_of(loaded: LoadedConfig) -> ModelCatalog:
+            nonlocal before
+            config = loaded.config
+            if providers is not None:
+                return _catalog(config, providers)
+            patience, trust = config.models.patience_seconds, _trusts(config, paths.config.parent)
+            http = HttpClient(patience=patience, environ=loaded.environ, trust=trust)
             stack.push_async_callback(_close, http)
-            embedded = await _embedded(stack, paths)
             found = provider_entries(config, loaded.environ, http=http, embedded=embedded, redactor=redactor)
-            providers = tuple(found)
-        yield _catalog(config, providers)
+            if before is not None and _reached_alike(before[0], loaded):
+                old, were, are = before[1], before[0].config.models.providers, config.models.providers
+                found = [
+                    old.get(e.provider.id, e) if were.get(e.provider.id) == are.get(e.provider.id) else e for e in found
+                ]
+            before = loaded, {entry.provider.id: entry for entry in found}
+            return _catalog(config, tuple(found))
+
+        yield catalog_of
+
+
+def _reached_alike(one: LoadedConfig, other: LoadedConfig) -> bool:
+    models, others = one.config.models, other.config.models
+    return one.environ == other.environ and models.patience_seconds == others.patience_seconds
 
 
 async def _service(name: str, run: Callable[[], Any], log: Log) -> None:

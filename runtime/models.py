@@ -172,6 +172,19 @@ class ModelCatalog:
 
     # -- told by the warm-up -------------------------------------------------------------------------------------------
 
+    def become(self, new: "ModelCatalog") -> None:
+        """Hold what a changed configuration says. A provider that it left as it was keeps what is known of it."""
+        same = {
+            id
+            for id, entry in new._entries.items()
+            if self._entries.get(id) is entry and self._states[id].state == "ready"
+        }
+        self._entries, self._aliases, self.named = new._entries, new._aliases, new.named
+        self._models = new._models | {ref: info for ref, info in self._models.items() if ref.provider in same}
+        self._states = new._states | {id: self._states[id] for id in same}
+        self._listed = {id: refs for id, refs in self._listed.items() if id in same}
+        self.default, self.default_why = new.default, new.default_why
+
     def learn(self, models: Sequence[ModelInfo], *, list_of: str | None = None) -> None:
         """These models exist. What the configuration says of a model is kept; what the provider `list_of` listed before
         and does not any more is gone."""
