@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from triops.agents.model import ModelInfo, ModelRef, Provider
+from triops.agents.model import ModelInfo, ModelRef, Provider, Resting
 from triops.runtime.config import KEYED, key_hint
 from triops.runtime.errors import Invalid, Unavailable
 
@@ -25,7 +25,7 @@ class Resolved(msgspec.Struct, frozen=True):
 
 
 class ProviderState(msgspec.Struct, frozen=True, kw_only=True):
-    """One provider as the warm-up last saw it."""
+    """One provider as the warm-up last saw it; `cold` again when it has unloaded its model."""
 
     provider: str
     why: str
@@ -132,10 +132,17 @@ class ModelCatalog:
         return list(self._models.values())
 
     def states(self) -> list[ProviderState]:
-        return list(self._states.values())
+        return [self._as_it_is(state) for state in self._states.values()]
 
     def state(self, provider: str) -> ProviderState | None:
-        return self._states.get(provider)
+        state = self._states.get(provider)
+        return self._as_it_is(state) if state is not None else None
+
+    def _as_it_is(self, state: ProviderState) -> ProviderState:
+        provider = self._entries[state.provider].provider
+        if state.state == "ready" and isinstance(provider, Resting) and (why := provider.rest):
+            return msgspec.structs.replace(state, state="cold", reason=why)
+        return state
 
     def entries(self) -> list[ProviderEntry]:
         return list(self._entries.values())

@@ -210,7 +210,7 @@ class ChatTurn:
         plan = await self._plans.of(run, info)
         progress.chosen(info)
         state = self._catalog.state(info.ref.provider)
-        if state is not None and state.state == "warming":
+        if state is not None and state.state in ("cold", "warming"):
             progress.status("starting_model")
 
         async def save(messages: Sequence[Message]) -> None:
@@ -263,6 +263,7 @@ class ChatTurn:
     def _final(self, message: AssistantMessage) -> Draft:
         model = self._progress.model
         assert model is not None
+        self._warmup.answered(model.ref.provider)
         terminal = Terminal(
             state=RunState.FINAL,
             stop_reason=message.stop_reason,

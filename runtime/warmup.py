@@ -123,6 +123,12 @@ class Warmup:
             await question.settled.wait()
         return question
 
+    def answered(self, id: str) -> None:
+        """A run got its answer from a provider, whatever that said of itself before; sync."""
+        state = self._catalog.state(id)
+        if state is not None and state.state == "failed":
+            self._settle(id, trio.current_time())
+
     async def default(self) -> str | None:
         """The model for who names none; looks around while there is none. None: there is no model at all."""
         if self._catalog.default is None:
