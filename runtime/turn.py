@@ -4,10 +4,12 @@ What a turn leaves (`Draft`) is stored by the worker with the run's end. Knows n
 """
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import msgspec
+import trio
 
+from triops.agents.compaction import COMPACTION, divide, summary_request
 from triops.agents.errors import ContextOverflow, ErrorKind, LimitReached, ProviderError
 from triops.agents.events import (
     MessageEnd,
@@ -22,13 +24,13 @@ from triops.agents.events import (
 )
 from triops.agents.loop import Turn as LoopTurn
 from triops.agents.loop import run_turn
-from triops.agents.messages import AssistantMessage, Message, UserMessage
-from triops.agents.model import ModelInfo, RetryNotice
+from triops.agents.messages import AssistantMessage, Message, SystemMessage, UserMessage
+from triops.agents.model import Done, ModelInfo, ModelRequest, Provider, RetryNotice
 from triops.agents.transcript import fit, settle
 from triops.runtime.bus import Bus
 from triops.runtime.clock import Clock
 from triops.runtime.errors import RuntimeFault
-from triops.runtime.events import RunDelta, RunModel, RunStatus, RunThinking, RunTool, RunUsage
+from triops.runtime.events import RunCompaction, RunDelta, RunModel, RunStatus, RunThinking, RunTool, RunUsage
 from triops.runtime.logs import Log
 from triops.runtime.models import ModelCatalog, Resolved, SilentProvider, UnknownModel
 from triops.runtime.plans import Plans
@@ -40,6 +42,8 @@ from triops.runtime.warmup import Warmup
 
 MAX_LIVE_TEXT = 500_000
 """Characters of a reply that are kept for clients while it streams (protocol: the live buffer's cap)."""
+SUMMARY_DEADLINE = 180.0
+"""Seconds for a summary, as the protocol has it."""
 
 _WIRE_KIND: dict[ErrorKind, str] = {
     "rate_limit": "rate_limit",
@@ -84,6 +88,10 @@ class Progress:
     def status(self, phase: str, retry: dict[str, Any] | None = None) -> None:
         run = self._run
         self._bus.publish(RunStatus(run.info, run.next_seq(), self._clock(), phase, retry))
+
+    def compaction(self, phase: Literal["start", "end"], completed: bool = False, retry: bool = False) -> None:
+        run = self._run
+        self._bus.publish(RunCompaction(run.info, run.next_seq(), self._clock(), phase, completed, retry))
 
     def chosen(self, info: ModelInfo) -> None:
         run = self._run
@@ -234,13 +242,16 @@ class ChatTurn:
             schemas = (*kept, *wishes.tools)
         if wishes.params and info.api == "openai-completions":
             info = msgspec.structs.replace(info, params=(*info.params, *wishes.params.items()))
+        if cost > plan.history_tokens:
+            messages = await self._compact(desk, resolved.provider, info, messages, plan.history_tokens, retry=False)
+            messages = fit(messages, plan.history_tokens)
         turn = LoopTurn(
             run_id=run.id,
             session_key=run.session.key,
             session_id=run.session.session_id,
             model=info,
             system=system,
-            messages=messages if cost <= plan.history_tokens else fit(messages, plan.history_tokens),
+            messages=messages,
             tools=plan.tools,
             schemas=schemas,
             wishes=wishes,
@@ -253,10 +264,57 @@ class ChatTurn:
             save=save,
             steer=steer,
             allow=lambda: self._spend.check(progress.spent),
+            compact=lambda model, messages, budget: self._compact(
+                desk, resolved.provider, model, messages, budget, retry=True
+            ),
             report=lambda call, error: self._log.error("a tool failed by its own fault", tool=call.name, error=error),
             mark=run.phases.enter,
             now=self._clock,
         )
+
+    async def _compact(
+        self, desk: Desk, provider: Provider, model: ModelInfo, messages: Sequence[Message], budget: int, *, retry: bool
+    ) -> Sequence[Message]:
+        """`messages` with the older ones summarised by the model itself, for later turns too; else as they are."""
+        run, progress, inputs = self._run, self._progress, UserMessage | SystemMessage
+        own = next((at for at, message in enumerate(messages) if message is run.submission.message), 0)
+        at = divide(messages, budget, own)
+        if not at or model.demo:
+            return messages
+        await self._spend.check(progress.spent)
+        run.phases.enter("plan")
+        progress.compaction("start")
+        progress.status("preparing_context")
+        completed = False
+        try:
+            with trio.fail_after(SUMMARY_DEADLINE):
+                words = await self._said(provider, summary_request(model, messages[:at], budget))
+            summary = SystemMessage(words, self._clock(), source=COMPACTION)
+            kept = sum(isinstance(message, inputs) for message in messages[at:own])
+            assert run.past is not None and run.message_seq is not None
+            await desk.compact(summary, run.past.inputs[-kept] if kept else run.message_seq)
+            completed = True
+            return (summary, *messages[at:])
+        except (ProviderError, trio.TooSlowError) as error:
+            reason = str(error) or f"no summary within {SUMMARY_DEADLINE:.0f} s"
+            self._log.warning(
+                "a conversation was not summarised, what is oldest is left out", run=run.id, reason=reason
+            )
+            return messages
+        finally:
+            progress.compaction("end", completed, retry)
+
+    async def _said(self, provider: Provider, request: ModelRequest) -> str:
+        message: AssistantMessage | None = None
+        async with provider.stream(request) as batches:
+            async for batch in batches:
+                if isinstance(batch[-1], Done):
+                    message = batch[-1].message
+        if message is not None and message.usage is not None:
+            self._spend.add(message.usage, self._progress.spent)
+        if message is None or not message.text.strip():
+            raise ProviderError("empty_response", f"{request.model.ref} said nothing")
+        return message.text.strip()
 
     # -- how it ends ---------------------------------------------------------------------------------------------------
 

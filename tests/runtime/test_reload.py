@@ -30,7 +30,7 @@ def write(tmp_path: Path, text: str) -> None:
 
 
 def said(host: TestHost, words: str) -> list[dict[str, Any]]:
-    return [record.fields for record in host.log if words in record.message]
+    return [dict(record.fields) for record in host.log if words in record.message]
 
 
 def test_models_are_taken_up_and_an_address_needs_a_restart() -> None:
