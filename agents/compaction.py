@@ -23,6 +23,8 @@ SUMMARY_TOKENS = 4_096
 """Of a summary, at most."""
 LONGEST, LONGEST_RESULT = 20_000, 2_000
 """Characters of one message, and of one result of a tool, that a summary is made of."""
+SUMMARY = "The conversation so far, in short:\n"
+"""How a summary begins, as people and models read it."""
 COMPACTION = "compaction"
 """The source of a message that is a summary: later turns see it in place of what stands before it."""
 
@@ -67,7 +69,7 @@ def _written(message: Message) -> str:
             calls = (f"[called {c.name} with {msgspec.json.encode(c.arguments).decode()}]" for c in message.tool_calls)
             return "\n".join((f"Assistant: {message.text}", *calls))[:LONGEST]
         case SystemMessage(content=text, source=source):
-            return f"Before that, in short: {text}" if source == COMPACTION else f"System: {text[:LONGEST]}"
+            return text if source == COMPACTION else f"System: {text[:LONGEST]}"
         case UserMessage(content=content):
             words = content if isinstance(content, str) else "".join(b.text for b in content if isinstance(b, Text))
             return f"User: {words[:LONGEST]}"

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 import msgspec
 import trio
 
-from triops.agents.compaction import COMPACTION, divide, summary_request
+from triops.agents.compaction import COMPACTION, SUMMARY, divide, summary_request
 from triops.agents.errors import ContextOverflow, ErrorKind, LimitReached, ProviderError
 from triops.agents.events import (
     MessageEnd,
@@ -289,7 +289,7 @@ class ChatTurn:
         try:
             with trio.fail_after(SUMMARY_DEADLINE):
                 words = await self._said(provider, summary_request(model, messages[:at], budget))
-            summary = SystemMessage(words, self._clock(), source=COMPACTION)
+            summary = SystemMessage(SUMMARY + words, self._clock(), source=COMPACTION)
             kept = sum(isinstance(message, inputs) for message in messages[at:own])
             assert run.past is not None and run.message_seq is not None
             await desk.compact(summary, run.past.inputs[-kept] if kept else run.message_seq)

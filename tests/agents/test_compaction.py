@@ -81,7 +81,7 @@ def test_a_summary_is_made_of_the_one_before_it_and_the_newest_that_fits():
     small = msgspec.structs.replace(MODEL, context_window=8_192)
     request = summary_request(small, (*old, AssistantMessage((call,), 2), result), 6_000)
     (message,) = request.messages
-    assert isinstance(message.content, str) and message.content.startswith("Before that, in short: They met.\n\n")
+    assert isinstance(message.content, str) and message.content.startswith("They met.\n\n")
     assert "User: 199 word" in message.content and "User: 100 word" not in message.content
     assert '[called read with {"path":"notes.md"}]\n\nResult of read: yyy' in message.content
     assert request.max_tokens == 1_500 and estimate(message) + 1_500 < 8_192 and not request.tools

@@ -77,7 +77,7 @@ async def test_the_error_of_the_last_model_names_those_of_the_models_before_it(
 SMALL = ModelInfo(ref=ModelRef("first", "m"), api="scripted", context_window=12_000, max_tokens=500)
 ONLY = {"agents": {"defaults": {"model": "first/m"}}}
 LONG = "word " * 1_200  # 1,500 tokens
-SUMMARY = "They counted."
+SUMMARY = "The conversation so far, in short:\nThey counted."
 
 
 def author(summary: Step, *steps: Step) -> tuple[ScriptedProvider, tuple[ProviderEntry, ...]]:
@@ -107,7 +107,7 @@ def spoken(messages: Sequence[Message]) -> list[str]:
 async def test_a_history_that_has_no_room_is_summarised_once_and_later_turns_and_a_restart_keep_it(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
-    model, providers = author([TextDelta(SUMMARY)])
+    model, providers = author([TextDelta("They counted.")])
     async with open_test_runtime(tmp_path, config=ONLY, providers=providers) as host:
         for number in range(7):
             await host.ask(f"{number} {LONG}", run_id=f"r{number}")
@@ -126,13 +126,13 @@ async def test_a_history_that_has_no_room_is_summarised_once_and_later_turns_and
         assert spoken(model.requests[-1].messages) == [SUMMARY, *map(str, range(first, 7)), "after"]
         for number in range(8, 12):
             await host.ask(f"{number} {LONG}")
-        assert spoken(model.requests[-1].messages)[0] == "again"
+        assert spoken(model.requests[-1].messages)[0].endswith("again")
         older = [r.messages[0] for r in model.requests if r.system.startswith("You summarise")]
-        assert len(older) == 1 and str(older[0].content).startswith(f"Before that, in short: {SUMMARY}")
+        assert len(older) == 1 and str(older[0].content).startswith(SUMMARY)
 
 
 async def test_a_reset_forgets_the_summary_too(tmp_path: Path, autojump_clock: MockClock) -> None:
-    model, providers = author([TextDelta(SUMMARY)])
+    model, providers = author([TextDelta("They counted.")])
     async with open_test_runtime(tmp_path, config=ONLY, providers=providers) as host:
         for number in range(7):
             await host.ask(f"{number} {LONG}")
@@ -146,7 +146,7 @@ async def test_a_request_that_is_refused_as_too_long_goes_again_with_a_summary_a
 ) -> None:
     call = [ToolCallDelta("c", "sessions_list", "{}")]
     steps = [[TextDelta("ok")]] * 3
-    model, providers = author([TextDelta(SUMMARY)], *steps, call, [ContextOverflow("too long", window=8_000)])
+    model, providers = author([TextDelta("They counted.")], *steps, call, [ContextOverflow("too long", window=8_000)])
     async with open_test_runtime(tmp_path, config=ONLY, providers=providers) as host:
         for number in range(3):
             await host.ask(f"{number} {LONG}")
