@@ -82,6 +82,7 @@ class ModelCatalog:
         named: Sequence[str] = (),
     ) -> None:
         self._entries = {entry.provider.id: entry for entry in entries}
+        self._resting = {id: e.provider for id, e in self._entries.items() if isinstance(e.provider, Resting)}
         self._aliases = {alias.lower(): target for alias, target in aliases.items()}
         self._models: dict[ModelRef, ModelInfo] = {info.ref: info for entry in entries for info in entry.models}
         self._states = {
@@ -139,8 +140,8 @@ class ModelCatalog:
         return self._as_it_is(state) if state is not None else None
 
     def _as_it_is(self, state: ProviderState) -> ProviderState:
-        provider = self._entries[state.provider].provider
-        if state.state == "ready" and isinstance(provider, Resting) and (why := provider.rest):
+        provider = self._resting.get(state.provider)
+        if state.state == "ready" and provider is not None and (why := provider.rest):
             return msgspec.structs.replace(state, state="cold", reason=why)
         return state
 
@@ -186,7 +187,8 @@ class ModelCatalog:
             for id, entry in new._entries.items()
             if self._entries.get(id) is entry and self._states[id].state == "ready"
         }
-        self._entries, self._aliases, self.named = new._entries, new._aliases, new.named
+        self._entries, self._resting = new._entries, new._resting
+        self._aliases, self.named = new._aliases, new.named
         self._models = new._models | {ref: info for ref, info in self._models.items() if ref.provider in same}
         self._states = new._states | {id: self._states[id] for id in same}
         self._listed = {id: refs for id, refs in self._listed.items() if id in same}

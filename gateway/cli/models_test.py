@@ -42,11 +42,11 @@ async def _test(ref: str | None) -> dict[str, Any]:
     from triops.agents.errors import ProviderError
     from triops.runtime.bus import Bus
     from triops.runtime.clock import system_clock
-    from triops.runtime.compose import open_catalogs
     from triops.runtime.config_file import load_config
     from triops.runtime.errors import RuntimeFault
     from triops.runtime.logs import Log
     from triops.runtime.paths import locate
+    from triops.runtime.providers import open_catalogs
     from triops.runtime.warmup import open_warmup
 
     async def no_prompt(model: object) -> str:
