@@ -241,7 +241,7 @@ class ProviderConfig(msgspec.Struct, frozen=True, rename="camel"):
     """One endpoint that serves models."""
 
     api: str | None = None
-    """The wire format; unset, that of `endpoints.py`, else `openai-completions`. The models of one that is not supported
+    """The wire format; unset, as in `endpoints.py`, else `openai-completions`. The models of one that is not supported
     cannot be asked."""
     base_url: str | None = None
     """Where it is; unset, as in `endpoints.py`."""
