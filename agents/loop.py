@@ -9,7 +9,7 @@ from typing import Literal, assert_never
 
 import msgspec
 
-from triops.agents.compaction import refit
+from triops.agents.compaction import cleared, refit
 from triops.agents.errors import ContextOverflow, LimitReached, ProviderError
 from triops.agents.events import MessageEnd, MessageStart, Steered, TextChunk, ThinkingChunk, TurnEvent, Waiting
 from triops.agents.messages import AssistantMessage, Message, ToolCall, UserMessage
@@ -28,7 +28,7 @@ from triops.agents.model import (
 )
 from triops.agents.tool import AnyTool
 from triops.agents.toolbox import Toolbox, output_limit
-from triops.agents.transcript import cut_short, joined
+from triops.agents.transcript import cut_short, fit, joined
 
 MAX_ANSWER = 1 << 20
 """Characters of one answer: twice what models write. One that never stops would fill the memory."""
@@ -63,6 +63,7 @@ async def run_turn(
     save: Callable[[Sequence[Message]], Awaitable[None]],
     steer: Callable[[], Sequence[UserMessage]],
     allow: Callable[[], Awaitable[None]],
+    compact: Callable[[ModelInfo, Sequence[Message], int], Awaitable[Sequence[Message]]],
     report: Callable[[ToolCall, Exception], None],
     mark: Callable[[Literal["first_token", "stream"]], None],
     now: Callable[[], int],
@@ -72,11 +73,13 @@ async def run_turn(
     `emit` is sync and neither waits nor raises. `save` returns once its messages are on disk; when it raises,
     `Cancelled` included, none of them is. A call is saved together with its result, and a message that `steer` (sync)
     handed over is saved before it is told as `Steered`. `allow` is asked before each call of the model, and raises
-    `LimitReached` for no. `report` (sync) hears of a tool's own fault, to log it; the
+    `LimitReached` for no. `compact` gives back its messages with the older ones summarised, for a model and a number of
+    tokens, or as they are. `report` (sync) hears of a tool's own fault, to log it; the
     model hears of it too. `mark` (sync) is told what is waited for: the first token, once the model has the request,
     then the rest of its stream. `now` is milliseconds since the epoch.
 
-    A request that the model refuses as too long is made smaller once and sent again; `messages` stay as they are.
+    A request that the model refuses as too long is made smaller once and sent again: what `compact` does not make
+    small enough loses its oldest turns, then its oldest results of tools.
 
     On every way out each start has its end, and `transcript.settle` makes the messages that are not saved yet of
     what was emitted since the last save.
@@ -114,8 +117,11 @@ async def run_turn(
         try:
             reply = await _ask(provider, turn, messages, step, emit, mark, now)
         except ContextOverflow as error:
-            model, smaller = refit(turn.model, turn.system, turn.schemas, messages, error.window)
-            if refitted or error.spoke or (model.max_tokens, smaller) == (turn.model.max_tokens, messages):
+            if refitted or error.spoke:
+                raise
+            model, budget = refit(turn.model, turn.system, turn.schemas, messages, error.window)
+            smaller = cleared(fit(await compact(model, messages, budget), budget), budget)
+            if (model.max_tokens, smaller) == (turn.model.max_tokens, messages):
                 raise
             refitted = True
             words = f"{error}; asked again with {len(smaller)} of {len(messages)} messages"

@@ -229,3 +229,13 @@ class Authenticating(Protocol):
         none; the words, which become the provider's state, say how to get one.
         """
         ...
+
+
+@runtime_checkable
+class Resting(Protocol):
+    """What a provider has besides that unloads what it has not been asked for long."""
+
+    @property
+    def rest(self) -> str:
+        """Why a model that was loaded is not any more, until the next message; "" while one is, or before the first."""
+        ...

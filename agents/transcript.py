@@ -137,7 +137,7 @@ def fit(messages: Sequence[Message], budget: int) -> tuple[Message, ...]:
     start = end = len(messages)
     left = budget
     for index in range(len(messages) - 1, -1, -1):
-        if index and not _opens_turn(messages, index):
+        if index and not opens_turn(messages, index):
             continue
         left -= sum(estimate(message) for message in messages[index:end])
         if left < 0 and start < len(messages):
@@ -146,7 +146,8 @@ def fit(messages: Sequence[Message], budget: int) -> tuple[Message, ...]:
     return tuple(messages[start:])
 
 
-def _opens_turn(messages: Sequence[Message], index: int) -> bool:
+def opens_turn(messages: Sequence[Message], index: int) -> bool:
+    """Whether what people or the system say begins there, after something else."""
     inputs = UserMessage | SystemMessage
     return isinstance(messages[index], inputs) and not isinstance(messages[index - 1], inputs)
 

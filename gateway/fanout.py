@@ -22,6 +22,7 @@ from triops.runtime.events import (
     CronEvent,
     HeartbeatEvent,
     ModelsChanged,
+    RunCompaction,
     RunDelta,
     RunEnded,
     RunInfo,
@@ -143,6 +144,8 @@ class Fanout:
                 self._run_event(run, "agent", usage, urgent=False)  # a tool's start or the end follows
             case RunTool():
                 self._tool(event)
+            case RunCompaction(run):
+                self._run_event(run, "agent", wire.compaction(event))
             case RunEnded():
                 self._ended(event)
             case SessionMessage():

@@ -74,7 +74,7 @@ async def open_host(
         wanted = config.port if port is None else port
         async with AsyncExitStack() as parts:
             runtime = await parts.enter_async_context(
-                open_runtime(loaded, paths, log=log, log_file=file, secret=secret)
+                open_runtime(loaded, paths, log=log, log_file=file, secret=secret, watched=os.environ)
             )
             listeners = await open_listeners(config.host, wanted, any_port=any_port)
             gateway = await parts.enter_async_context(

@@ -12,7 +12,7 @@ import msgspec
 from triops.agents.messages import Message, SystemMessage, Text
 from triops.gateway.schema.events import AgentEvent, ChatEvent, ShownMessage
 from triops.gateway.schema.sessions import SessionRow
-from triops.runtime.events import RunInfo, RunTool, SessionChanged
+from triops.runtime.events import RunCompaction, RunInfo, RunTool, SessionChanged
 from triops.runtime.phases import Phases
 from triops.runtime.runs.state import RunState, Terminal
 
@@ -99,6 +99,14 @@ def tool(event: RunTool) -> AgentEvent:
             if event.result.details is not None:
                 data["result"]["details"] = event.result.details
     return agent_event(event.run, event.seq, event.ts, "tool", data)
+
+
+def compaction(event: RunCompaction) -> AgentEvent:
+    """The start or the end of a summary."""
+    data: dict[str, Any] = {"phase": event.phase}
+    if event.phase == "end":
+        data |= {"completed": event.completed, "willRetry": event.retry}
+    return agent_event(event.run, event.seq, event.ts, "compaction", data)
 
 
 def shown_text(terminal: Terminal) -> str:
@@ -198,8 +206,8 @@ def shown_message(message: Message, message_id: str, seq: int, run_id: str | Non
         about["runId"] = run_id
     if key := shown.get("idempotencyKey"):
         about["idempotencyKey"] = key
-    if isinstance(message, SystemMessage) and message.source == "reset":
+    if isinstance(message, SystemMessage) and message.source in ("reset", "compaction"):
         shown["content"] = [{"type": "text", "text": message.content}]
-        about["kind"] = "reset"
+        about["kind"] = message.source
     shown["__openclaw"] = about
     return shown

@@ -6,31 +6,27 @@ store ⊃ models ⊃ runs ⊃ services: nesting is the order of shutdown. A part
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from functools import partial
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import trio
 
-from triops.agents.model import Provider
-from triops.agents.providers.http import HttpClient
-from triops.agents.providers.routes import Trust
 from triops.agents.tool import AnyTool
 from triops.agents.tools.files import file_tools
 from triops.runtime.agents import AgentProfile, profiles
 from triops.runtime.boundaries import supervise
 from triops.runtime.bus import Bus
 from triops.runtime.clock import Clock, InThread, system_clock
-from triops.runtime.config import Config, endpoint_of, workspace_of
+from triops.runtime.config import Config, workspace_of
 from triops.runtime.config_file import LoadedConfig
 from triops.runtime.cron.heartbeat import Heartbeat
 from triops.runtime.cron.scheduler import CronScheduler, open_scheduler
-from triops.runtime.logs import Log, LogFile, Redactor
+from triops.runtime.logs import Log, LogFile
 from triops.runtime.models import ModelCatalog, ProviderEntry
 from triops.runtime.paths import Paths
 from triops.runtime.plans import Plans, prepare_workspaces
-from triops.runtime.providers import provider_entries
+from triops.runtime.providers import open_catalogs
 from triops.runtime.redaction import redacted, redacted_raw
+from triops.runtime.reload import ConfigWatcher
 from triops.runtime.runs.lanes import Lanes
 from triops.runtime.runs.supervisor import Supervisor, open_supervisor
 from triops.runtime.secrets import Secret
@@ -86,6 +82,13 @@ class Runtime:
         """What clients prove themselves with; None with auth mode `none`."""
         self.agents: Mapping[str, AgentProfile] = profiles(loaded.config)
 
+    async def reconfigure(self, loaded: LoadedConfig, catalog: ModelCatalog) -> None:
+        """Go on with another configuration, whose models are those of `catalog`."""
+        self.log.redactor.add(loaded.secrets)
+        self.loaded, self.config, self.agents = loaded, loaded.config, profiles(loaded.config)
+        await self.warmup.reconfigure(catalog)
+        self.plans.reconfigure(self.agents, loaded.config)  # last: a plan holds what its model was
+
     def redacted_config(self) -> dict[str, Any]:
         """The configuration file as it was written, without its secrets."""
         return redacted(self.loaded.parsed)
@@ -110,12 +113,14 @@ async def open_runtime(
     tools: tuple[AnyTool, ...] = (),
     in_thread: InThread | None = None,
     drain: float = DRAIN,
+    watched: Mapping[str, str] | None = None,
 ) -> AsyncGenerator[Runtime]:
     """Open everything; inside the block runs are accepted and jobs fire.
 
     The state folder must be prepared and held (`hold_instance`). `bus` is for who wants to hear of the start, too;
-    `store`, `providers` and `in_thread` replace the real ones, `tools` come on top of them. Leaving the block lets runs
-    finish for `drain` seconds.
+    `store`, `providers` and `in_thread` replace the real ones, `tools` come on top of them. With `watched`, the
+    environment that `loaded` was read with, the configuration file is taken up again when it changes. Leaving the block
+    lets runs finish for `drain` seconds.
 
     Raises:
         StateError: an agent's workspace cannot be used.
@@ -129,9 +134,8 @@ async def open_runtime(
         aside = stack.enter_context(closing(open_aside(paths.database)))
         bus = bus or Bus(log.bind("bus"))
         await stack.enter_async_context(open_tracing(config.diagnostics.otel, bus, clock, log))
-        catalog = await stack.enter_async_context(
-            open_catalog(loaded, paths, redactor=log.redactor, providers=providers)
-        )
+        catalog_of = await stack.enter_async_context(open_catalogs(paths, redactor=log.redactor, providers=providers))
+        catalog = catalog_of(loaded)
         holder: list[Supervisor] = []
         jobs: list[CronScheduler] = []
         session_tools = SessionTools(store, lambda: holder[0], clock)
@@ -147,12 +151,13 @@ async def open_runtime(
         warmup = stack.enter_context(
             open_warmup(catalog, bus=bus, clock=clock, log=log.bind("warmup"), system_prompt=plans.warm_prompt)
         )
+        spend = Spend(config, store, clock)
         turn = partial(
             ChatTurn,
             catalog=catalog,
             warmup=warmup,
             plans=plans,
-            spend=Spend(config, store, clock),
+            spend=spend,
             bus=bus,
             clock=clock,
             log=log.bind("turn"),
@@ -184,7 +189,7 @@ async def open_runtime(
         services.start_soon(_service, "model warm-up", warmup.run, log, name="model warm-up")
         services.start_soon(_service, "cron scheduler", cron.run, log, name="cron scheduler")
         services.start_soon(_service, "heartbeat", heartbeat.run, log, name="heartbeat")
-        yield Runtime(
+        runtime = Runtime(
             loaded=loaded,
             paths=paths,
             clock=clock,
@@ -201,55 +206,15 @@ async def open_runtime(
             secret=secret,
         )
 
+        async def apply(loaded: LoadedConfig) -> None:
+            spend.limits = loaded.config.models.spend
+            await runtime.reconfigure(loaded, catalog_of(loaded))
 
-@asynccontextmanager
-async def open_catalog(
-    loaded: LoadedConfig, paths: Paths, *, redactor: Redactor, providers: tuple[ProviderEntry, ...] | None = None
-) -> AsyncGenerator[ModelCatalog]:
-    """The models of a configuration, and what serves them until the block ends. `providers` replace its own."""
-    config = loaded.config
-    async with AsyncExitStack() as stack:
-        if providers is None:
-            trust = _trusts(config, paths.config.parent)
-            http = HttpClient(patience=config.models.patience_seconds, environ=loaded.environ, trust=trust)
-            stack.push_async_callback(_close, http)
-            embedded = await _embedded(stack, paths)
-            found = provider_entries(config, loaded.environ, http=http, embedded=embedded, redactor=redactor)
-            providers = tuple(found)
-        yield _catalog(config, providers)
+        if watched is not None:
+            watcher = ConfigWatcher(loaded, paths, watched, apply=apply, in_thread=in_thread, log=log.bind("config"))
+            services.start_soon(_service, "config watcher", watcher.run, log, name="config watcher")
+        yield runtime
 
 
 async def _service(name: str, run: Callable[[], Any], log: Log) -> None:
     await supervise(name, run, log=log.bind("services"))
-
-
-async def _close(http: HttpClient) -> None:
-    with trio.move_on_after(2, shield=True):
-        await http.aclose()
-
-
-async def _embedded(stack: AsyncExitStack, paths: Paths) -> Provider:
-    from triops.agents.providers.local import open_local_provider
-
-    return await stack.enter_async_context(open_local_provider([paths.models], socket_folder=paths.state / "engine"))
-
-
-def _trusts(config: Config, folder: Path) -> dict[str, Trust]:
-    """What to believe of providers' servers, by the `host:port` of their addresses; `folder` is the configuration's."""
-    found: dict[str, Trust] = {}
-    for id, provider in config.models.providers.items():
-        ca, anything = provider.request.tls.ca or "", provider.request.tls.insecure_skip_verify
-        if ca and not ca.startswith("-----BEGIN"):
-            ca = str(folder / Path(ca).expanduser())
-        if ca or anything:
-            found[urlsplit(endpoint_of(id, provider)[1] or "").netloc.rpartition("@")[2].lower()] = Trust(ca, anything)
-    return found
-
-
-def _catalog(config: Config, providers: tuple[ProviderEntry, ...]) -> ModelCatalog:
-    defaults = config.agents.defaults
-    aliases = {setting.alias: ref for ref, setting in defaults.models.items() if setting.alias}
-    choices = (defaults.model, *(entry.model for entry in config.agents.entries.values()))
-    named = [name for choice in choices for name in (choice.primary, *choice.fallbacks) if name]
-    named += [*aliases.values(), *filter(None, [defaults.heartbeat.model])]
-    return ModelCatalog(providers, aliases=aliases, default=defaults.model.primary, named=tuple(dict.fromkeys(named)))

@@ -79,6 +79,17 @@ class RunTool(msgspec.Struct, frozen=True):
     partial: str = ""
 
 
+class RunCompaction(msgspec.Struct, frozen=True):
+    """The older part of the conversation is being summarised, or was; `retry`: for a call that is made again then."""
+
+    run: RunInfo
+    seq: int
+    ts: int
+    phase: Literal["start", "end"]
+    completed: bool = False
+    retry: bool = False
+
+
 class RunUsage(msgspec.Struct, frozen=True):
     run: RunInfo
     seq: int
@@ -135,5 +146,5 @@ class ModelsChanged(msgspec.Struct, frozen=True):
     ts: int
 
 
-RunEvent = RunStatus | RunStarted | RunModel | RunDelta | RunThinking | RunTool | RunUsage | RunEnded
+RunEvent = RunStatus | RunStarted | RunModel | RunDelta | RunThinking | RunTool | RunCompaction | RunUsage | RunEnded
 RuntimeEvent = RunEvent | SessionMessage | SessionChanged | CronEvent | HeartbeatEvent | ModelsChanged

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from triops.agents.messages import AssistantMessage, Message, decode_message
+from triops.agents.compaction import COMPACTION
+from triops.agents.messages import AssistantMessage, Message, SystemMessage, UserMessage, decode_message
 from triops.agents.transcript import estimate, pair
 
 WINDOW, STEP = 300, 100
@@ -38,10 +39,19 @@ class Past(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int = 0
     """What `closed` costs, estimated."""
     size: int = 0
+    summary_seq: int = 0
+    """Of the summary that it begins with, if it does."""
+    inputs: tuple[int, ...] = ()
+    """The seqs of what people and the system said, oldest first."""
 
     def grown(self, end: int, bodies: Sequence[str]) -> "Past":
         """With the stored JSON of what followed, up to seq `end`."""
-        new = (*self.open, *map(decode_message, bodies))
+        read = [
+            (seq, message)
+            for seq, message in enumerate(map(decode_message, bodies), self.end + 1)
+            if not (isinstance(message, SystemMessage) and message.source == COMPACTION)
+        ]
+        new = (*self.open, *(message for _, message in read))
         last = max((at for at, message in enumerate(new) if isinstance(message, AssistantMessage)), default=0)
         closed = pair(new[:last])
         return msgspec.structs.replace(
@@ -51,6 +61,7 @@ class Past(msgspec.Struct, frozen=True, kw_only=True):
             open=new[last:],
             tokens=self.tokens + sum(map(estimate, closed)),
             size=self.size + sum(map(len, bodies)) + OVERHEAD * len(bodies),
+            inputs=(*self.inputs, *(seq for seq, m in read if isinstance(m, UserMessage | SystemMessage))),
         )
 
     def followed_by(self, said: Iterable[Message]) -> tuple[tuple[Message, ...], int]:

@@ -10,8 +10,8 @@ from typing import Literal
 
 import msgspec
 
-from triops.agents.model import ModelInfo, ModelRef, Provider
-from triops.runtime.config import KEYED, key_hint
+from triops.agents.model import ModelInfo, ModelRef, Provider, Resting
+from triops.runtime.endpoints import KEYED, key_hint
 from triops.runtime.errors import Invalid, Unavailable
 
 WarmState = Literal["cold", "warming", "ready", "failed"]
@@ -25,7 +25,7 @@ class Resolved(msgspec.Struct, frozen=True):
 
 
 class ProviderState(msgspec.Struct, frozen=True, kw_only=True):
-    """One provider as the warm-up last saw it."""
+    """One provider as the warm-up last saw it; `cold` again when it has unloaded its model."""
 
     provider: str
     why: str
@@ -82,6 +82,7 @@ class ModelCatalog:
         named: Sequence[str] = (),
     ) -> None:
         self._entries = {entry.provider.id: entry for entry in entries}
+        self._resting = {id: e.provider for id, e in self._entries.items() if isinstance(e.provider, Resting)}
         self._aliases = {alias.lower(): target for alias, target in aliases.items()}
         self._models: dict[ModelRef, ModelInfo] = {info.ref: info for entry in entries for info in entry.models}
         self._states = {
@@ -132,10 +133,17 @@ class ModelCatalog:
         return list(self._models.values())
 
     def states(self) -> list[ProviderState]:
-        return list(self._states.values())
+        return [self._as_it_is(state) for state in self._states.values()]
 
     def state(self, provider: str) -> ProviderState | None:
-        return self._states.get(provider)
+        state = self._states.get(provider)
+        return self._as_it_is(state) if state is not None else None
+
+    def _as_it_is(self, state: ProviderState) -> ProviderState:
+        provider = self._resting.get(state.provider)
+        if state.state == "ready" and provider is not None and (why := provider.rest):
+            return msgspec.structs.replace(state, state="cold", reason=why)
+        return state
 
     def entries(self) -> list[ProviderEntry]:
         return list(self._entries.values())
@@ -171,6 +179,20 @@ class ModelCatalog:
         return f"unknown model {name!r}: provider {ref.provider} is {state.state} and does not have it ({tried}){hint}"
 
     # -- told by the warm-up -------------------------------------------------------------------------------------------
+
+    def become(self, new: "ModelCatalog") -> None:
+        """Hold what a changed configuration says. A provider that it left as it was keeps what is known of it."""
+        same = {
+            id
+            for id, entry in new._entries.items()
+            if self._entries.get(id) is entry and self._states[id].state == "ready"
+        }
+        self._entries, self._resting = new._entries, new._resting
+        self._aliases, self.named = new._aliases, new.named
+        self._models = new._models | {ref: info for ref, info in self._models.items() if ref.provider in same}
+        self._states = new._states | {id: self._states[id] for id in same}
+        self._listed = {id: refs for id, refs in self._listed.items() if id in same}
+        self.default, self.default_why = new.default, new.default_why
 
     def learn(self, models: Sequence[ModelInfo], *, list_of: str | None = None) -> None:
         """These models exist. What the configuration says of a model is kept; what the provider `list_of` listed before

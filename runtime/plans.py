@@ -72,6 +72,11 @@ class Plans:
         zone = config.agents.defaults.user_timezone
         self._zone: tzinfo | None = ZoneInfo(zone) if zone else None
 
+    def reconfigure(self, agents: Mapping[str, AgentProfile], config: Config) -> None:
+        """Forget what was compiled for another configuration. Folders and zones stay what they were."""
+        self._agents, self._config = agents, config
+        self._plans.clear()
+
     def models_of(self, agent_id: str) -> tuple[str | None, tuple[str, ...]]:
         """The agent's model and its fallbacks; None: the best that is found.
 

@@ -3,10 +3,12 @@
 In this order they are preferred when nobody chose a model. Nothing is asked here; the warm-up does that.
 """
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 import msgspec
 import trio
@@ -15,21 +17,22 @@ from triops.agents.errors import ErrorKind, ProviderError
 from triops.agents.model import ModelInfo, ModelRequest, Provider
 from triops.agents.providers import APIS, open_provider, plugins
 from triops.agents.providers.http import HttpClient
-from triops.runtime.config import (
+from triops.agents.providers.routes import Trust
+from triops.runtime.config import Config, ProviderConfig, join
+from triops.runtime.config_file import LoadedConfig
+from triops.runtime.endpoints import (
     ENDPOINTS,
     KEYED,
     LOCAL,
-    Config,
-    ProviderConfig,
     configured_models,
     endpoint_of,
-    join,
     key_hint,
     key_variable,
     local_servers,
 )
 from triops.runtime.logs import Redactor
-from triops.runtime.models import ProviderEntry
+from triops.runtime.models import ModelCatalog, ProviderEntry
+from triops.runtime.paths import Paths
 from triops.runtime.plugins import LateProvider, open_plugin
 from triops.runtime.secrets import KeyCommand, Secret
 
@@ -53,6 +56,75 @@ class Unserved:
 
     async def warm(self, model: ModelInfo, system: str) -> NoReturn:
         raise ProviderError(self._kind, self._why)
+
+
+@asynccontextmanager
+async def open_catalogs(
+    paths: Paths, *, redactor: Redactor, providers: tuple[ProviderEntry, ...] | None = None
+) -> AsyncGenerator[Callable[[LoadedConfig], ModelCatalog]]:
+    """What makes the catalogue of a configuration, whose models are served until the block ends.
+
+    A provider of which a configuration says the same as the one before stays what it was. `providers` replace all.
+    """
+    async with AsyncExitStack() as stack:
+        embedded = await _embedded(stack, paths) if providers is None else None
+        before: tuple[LoadedConfig, dict[str, ProviderEntry]] | None = None
+
+        def catalog_of(loaded: LoadedConfig) -> ModelCatalog:
+            nonlocal before
+            config = loaded.config
+            if providers is not None:
+                return _catalog(config, providers)
+            patience, trust = config.models.patience_seconds, _trusts(config, paths.config.parent)
+            http = HttpClient(patience=patience, environ=loaded.environ, trust=trust)
+            stack.push_async_callback(_close, http)
+            found = provider_entries(config, loaded.environ, http=http, embedded=embedded, redactor=redactor)
+            if before is not None and _reached_alike(before[0], loaded):
+                old, were, are = before[1], before[0].config.models.providers, config.models.providers
+                found = [
+                    old.get(e.provider.id, e) if were.get(e.provider.id) == are.get(e.provider.id) else e for e in found
+                ]
+            before = loaded, {entry.provider.id: entry for entry in found}
+            return _catalog(config, tuple(found))
+
+        yield catalog_of
+
+
+def _reached_alike(one: LoadedConfig, other: LoadedConfig) -> bool:
+    models, others = one.config.models, other.config.models
+    return one.environ == other.environ and models.patience_seconds == others.patience_seconds
+
+
+async def _close(http: HttpClient) -> None:
+    with trio.move_on_after(2, shield=True):
+        await http.aclose()
+
+
+async def _embedded(stack: AsyncExitStack, paths: Paths) -> Provider:
+    from triops.agents.providers.local import open_local_provider
+
+    return await stack.enter_async_context(open_local_provider([paths.models], socket_folder=paths.state / "engine"))
+
+
+def _trusts(config: Config, folder: Path) -> dict[str, Trust]:
+    """What to believe of providers' servers, by the `host:port` of their addresses; `folder` is the configuration's."""
+    found: dict[str, Trust] = {}
+    for id, provider in config.models.providers.items():
+        ca, anything = provider.request.tls.ca or "", provider.request.tls.insecure_skip_verify
+        if ca and not ca.startswith("-----BEGIN"):
+            ca = str(folder / Path(ca).expanduser())
+        if ca or anything:
+            found[urlsplit(endpoint_of(id, provider)[1] or "").netloc.rpartition("@")[2].lower()] = Trust(ca, anything)
+    return found
+
+
+def _catalog(config: Config, providers: tuple[ProviderEntry, ...]) -> ModelCatalog:
+    defaults = config.agents.defaults
+    aliases = {setting.alias: ref for ref, setting in defaults.models.items() if setting.alias}
+    choices = (defaults.model, *(entry.model for entry in config.agents.entries.values()))
+    named = [name for choice in choices for name in (choice.primary, *choice.fallbacks) if name]
+    named += [*aliases.values(), *filter(None, [defaults.heartbeat.model])]
+    return ModelCatalog(providers, aliases=aliases, default=defaults.model.primary, named=tuple(dict.fromkeys(named)))
 
 
 def provider_entries(

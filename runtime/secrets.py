@@ -66,6 +66,7 @@ class KeyCommand(Secret):
         self, argv: tuple[str, ...], environ: Mapping[str, str], seconds: float, provider: str, id: str
     ) -> None:
         super().__init__("")
+        self._digest = _digest(repr((argv, environ, seconds, provider, id)))  # two commands are not one secret
         self.argv = argv
         self.environ = environ
         self.seconds = seconds

@@ -47,6 +47,9 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     last_seq: int = 0
     reset_seq: int = 0
     """Messages up to this one are history, but not the model's context any more."""
+    summary_seq: int = 0
+    """The message that the model is shown in place of those before `kept_seq`; 0: none."""
+    kept_seq: int = 0
     model: str | None = None
     """The session's own choice (`provider/model`); strict, no fallback."""
     input_tokens: int = 0

@@ -36,7 +36,7 @@ class Spend:
     """The limits, and what the day cost so far. Belongs to the Trio thread."""
 
     def __init__(self, config: Config, store: Store, clock: Clock) -> None:
-        self._limits = config.models.spend
+        self.limits = config.models.spend
         self._store = store
         self._clock = clock
         zone = config.agents.defaults.user_timezone
@@ -57,7 +57,7 @@ class Spend:
         Raises:
             LimitReached: the run or the day has had what it may cost.
         """
-        limits = self._limits
+        limits = self.limits
         _check(run, limits.per_run, "this run", "perRun", f"{_KEPT}; send a message to let it go on")
         if limits.per_day != SpendLimit():
             async with self._reading:

@@ -7,39 +7,30 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import msgspec
+import trio
 
+from triops.agents.compaction import COMPACTION, SUMMARY, divide, summary_request
 from triops.agents.errors import ContextOverflow, ErrorKind, LimitReached, ProviderError
-from triops.agents.events import (
-    MessageEnd,
-    MessageStart,
-    TextChunk,
-    ThinkingChunk,
-    ToolEnd,
-    ToolStart,
-    ToolUpdate,
-    TurnEvent,
-    Waiting,
-)
 from triops.agents.loop import Turn as LoopTurn
 from triops.agents.loop import run_turn
-from triops.agents.messages import AssistantMessage, Message, UserMessage
-from triops.agents.model import ModelInfo, RetryNotice
+from triops.agents.messages import AssistantMessage, Message, SystemMessage, UserMessage
+from triops.agents.model import Done, ModelInfo, ModelRequest, Provider
 from triops.agents.transcript import fit, settle
 from triops.runtime.bus import Bus
 from triops.runtime.clock import Clock
 from triops.runtime.errors import RuntimeFault
-from triops.runtime.events import RunDelta, RunModel, RunStatus, RunThinking, RunTool, RunUsage
 from triops.runtime.logs import Log
 from triops.runtime.models import ModelCatalog, Resolved, SilentProvider, UnknownModel
 from triops.runtime.plans import Plans
+from triops.runtime.progress import Progress
 from triops.runtime.runs.registry import Run
 from triops.runtime.runs.state import RunState, Terminal
 from triops.runtime.runs.worker import Desk, Draft
-from triops.runtime.spend import Spend, Spent
+from triops.runtime.spend import Spend
 from triops.runtime.warmup import Warmup
 
-MAX_LIVE_TEXT = 500_000
-"""Characters of a reply that are kept for clients while it streams (protocol: the live buffer's cap)."""
+SUMMARY_DEADLINE = 180.0
+"""Seconds for a summary, as the protocol has it."""
 
 _WIRE_KIND: dict[ErrorKind, str] = {
     "rate_limit": "rate_limit",
@@ -54,87 +45,6 @@ class NoModel(RuntimeFault):
     """Nothing is configured, no key is in the environment, no local server answers, no demonstration model is there."""
 
     code = "no_model"
-
-
-class Progress:
-    """What one turn has emitted so far; tells the bus, and remembers what is not on disk yet."""
-
-    __slots__ = ("_bus", "_clock", "_live", "_run", "_spend", "heard", "model", "spent", "spoke", "tools", "unsaved")
-
-    def __init__(self, bus: Bus, clock: Clock, run: Run, spend: Spend) -> None:
-        self._bus = bus
-        self._clock = clock
-        self._run = run
-        self._live = 0
-        self._spend = spend
-        self.spent = Spent()
-        self.model: ModelInfo | None = None
-        self.spoke = False
-        """Something was shown or done, so that another model cannot begin afresh."""
-        self.tools: list[str] = []
-        self.heard: list[Message] = []
-        """What people said while the turn ran, as far as it is on disk."""
-        self.unsaved: list[TurnEvent] = []
-
-    def saved(self, messages: Sequence[Message]) -> None:
-        """All that was emitted is on disk, as `messages`."""
-        self.unsaved.clear()
-        self.heard += [message for message in messages if isinstance(message, UserMessage)]
-
-    def status(self, phase: str, retry: dict[str, Any] | None = None) -> None:
-        run = self._run
-        self._bus.publish(RunStatus(run.info, run.next_seq(), self._clock(), phase, retry))
-
-    def chosen(self, info: ModelInfo) -> None:
-        run = self._run
-        self.model = info
-        self._bus.publish(
-            RunModel(run.info, run.next_seq(), self._clock(), info.ref.provider, info.ref.model, info.demo)
-        )
-
-    def emit(self, event: TurnEvent) -> None:
-        """Hear the loop; sync."""
-        run, now = self._run, self._clock()
-        match event:
-            case TextChunk(index, delta):
-                self.spoke = True
-                delta = delta[: MAX_LIVE_TEXT - self._live]
-                if delta:
-                    self._live += len(delta)
-                    run.parts.append(delta)
-                    self._bus.publish(RunDelta(run.info, run.next_seq(), now, index, delta))
-            case ThinkingChunk(_, delta):
-                self.spoke = True
-                self._bus.publish(RunThinking(run.info, run.next_seq(), now, delta))
-            case MessageStart(index):
-                run.phases.enter("connect")
-                if index > 1:
-                    run.parts.clear()
-            case MessageEnd(_, message):
-                run.phases.enter("tools" if message.tool_calls else "commit")
-                self.unsaved.append(event)
-                if message.usage is not None:
-                    self._spend.add(message.usage, self.spent)
-                if message.usage is not None and message.stop_reason not in ("aborted", "error"):
-                    self._bus.publish(RunUsage(run.info, run.next_seq(), now, message.usage.output))
-            case ToolStart(call):
-                self.spoke = True
-                self._bus.publish(RunTool(run.info, run.next_seq(), now, "start", call))
-            case ToolUpdate(call, text):
-                self._bus.publish(RunTool(run.info, run.next_seq(), now, "update", call, partial=text))
-            case ToolEnd(call, result):
-                self.unsaved.append(event)
-                if not result.is_error and call.name not in self.tools:
-                    self.tools.append(call.name)
-                self._bus.publish(RunTool(run.info, run.next_seq(), now, "result", call, result))
-            case RetryNotice(attempt, most, reason, _, kind):
-                run.phases.enter("connect")
-                phase = "preparing_context" if kind == "context_overflow" else "starting_model"
-                self.status(phase, {"attempt": attempt, "maxAttempts": most, "reason": reason, "kind": kind})
-            case Waiting(reason):
-                self.status("starting_model", {"reason": reason})
-            case _:
-                pass  # steered messages are told when they are stored
 
 
 class ChatTurn:
@@ -210,7 +120,7 @@ class ChatTurn:
         plan = await self._plans.of(run, info)
         progress.chosen(info)
         state = self._catalog.state(info.ref.provider)
-        if state is not None and state.state == "warming":
+        if state is not None and state.state in ("cold", "warming"):
             progress.status("starting_model")
 
         async def save(messages: Sequence[Message]) -> None:
@@ -234,13 +144,16 @@ class ChatTurn:
             schemas = (*kept, *wishes.tools)
         if wishes.params and info.api == "openai-completions":
             info = msgspec.structs.replace(info, params=(*info.params, *wishes.params.items()))
+        if cost > plan.history_tokens:
+            messages = await self._compact(desk, resolved.provider, info, messages, plan.history_tokens, retry=False)
+            messages = fit(messages, plan.history_tokens)
         turn = LoopTurn(
             run_id=run.id,
             session_key=run.session.key,
             session_id=run.session.session_id,
             model=info,
             system=system,
-            messages=messages if cost <= plan.history_tokens else fit(messages, plan.history_tokens),
+            messages=messages,
             tools=plan.tools,
             schemas=schemas,
             wishes=wishes,
@@ -253,16 +166,64 @@ class ChatTurn:
             save=save,
             steer=steer,
             allow=lambda: self._spend.check(progress.spent),
+            compact=lambda model, messages, budget: self._compact(
+                desk, resolved.provider, model, messages, budget, retry=True
+            ),
             report=lambda call, error: self._log.error("a tool failed by its own fault", tool=call.name, error=error),
             mark=run.phases.enter,
             now=self._clock,
         )
+
+    async def _compact(
+        self, desk: Desk, provider: Provider, model: ModelInfo, messages: Sequence[Message], budget: int, *, retry: bool
+    ) -> Sequence[Message]:
+        """`messages` with the older ones summarised by the model itself, for later turns too; else as they are."""
+        run, progress, inputs = self._run, self._progress, UserMessage | SystemMessage
+        own = next((at for at, message in enumerate(messages) if message is run.submission.message), 0)
+        at = divide(messages, budget, own)
+        if not at or model.demo:
+            return messages
+        await self._spend.check(progress.spent)
+        run.phases.enter("plan")
+        progress.compaction("start")
+        progress.status("preparing_context")
+        completed = False
+        try:
+            with trio.fail_after(SUMMARY_DEADLINE):
+                words = await self._said(provider, summary_request(model, messages[:at], budget))
+            summary = SystemMessage(SUMMARY + words, self._clock(), source=COMPACTION)
+            kept = sum(isinstance(message, inputs) for message in messages[at:own])
+            assert run.past is not None and run.message_seq is not None
+            await desk.compact(summary, run.past.inputs[-kept] if kept else run.message_seq)
+            completed = True
+            return (summary, *messages[at:])
+        except (ProviderError, trio.TooSlowError) as error:
+            reason = str(error) or f"no summary within {SUMMARY_DEADLINE:.0f} s"
+            self._log.warning(
+                "a conversation was not summarised, what is oldest is left out", run=run.id, reason=reason
+            )
+            return messages
+        finally:
+            progress.compaction("end", completed, retry)
+
+    async def _said(self, provider: Provider, request: ModelRequest) -> str:
+        message: AssistantMessage | None = None
+        async with provider.stream(request) as batches:
+            async for batch in batches:
+                if isinstance(batch[-1], Done):
+                    message = batch[-1].message
+        if message is not None and message.usage is not None:
+            self._spend.add(message.usage, self._progress.spent)
+        if message is None or not message.text.strip():
+            raise ProviderError("empty_response", f"{request.model.ref} said nothing")
+        return message.text.strip()
 
     # -- how it ends ---------------------------------------------------------------------------------------------------
 
     def _final(self, message: AssistantMessage) -> Draft:
         model = self._progress.model
         assert model is not None
+        self._warmup.answered(model.ref.provider)
         terminal = Terminal(
             state=RunState.FINAL,
             stop_reason=message.stop_reason,

@@ -37,8 +37,14 @@ class _Question(msgspec.Struct, eq=False):
     ref: ModelRef | None
     """None: look around, for all there is."""
     settled: trio.Event = msgspec.field(default_factory=trio.Event)
+    begun: bool = False
     answered: bool = False
     info: ModelInfo | None = None
+
+
+class _Change(msgspec.Struct, eq=False):
+    catalog: ModelCatalog
+    taken_up: trio.Event = msgspec.field(default_factory=trio.Event)
 
 
 class WarmupStatistics(msgspec.Struct, frozen=True):
@@ -58,7 +64,7 @@ class Warmup:
         clock: Clock,
         log: Log,
         system_prompt: SystemPrompt,
-        inbox: tuple[trio.MemorySendChannel[_Question], trio.MemoryReceiveChannel[_Question]],
+        inbox: tuple[trio.MemorySendChannel[_Question | _Change], trio.MemoryReceiveChannel[_Question | _Change]],
     ) -> None:
         self._catalog = catalog
         self._bus = bus
@@ -98,6 +104,12 @@ class Warmup:
         """
         await self._put(None)
 
+    async def reconfigure(self, catalog: ModelCatalog) -> None:
+        """Have the catalogue become this one, and what is new in it warmed; returns when it has."""
+        change = _Change(catalog)
+        await self._send.send(change)
+        await change.taken_up.wait()
+
     async def _put(self, ref: ModelRef | None) -> _Question:
         question = self._asking.get(ref)
         if question is None:
@@ -110,6 +122,12 @@ class Warmup:
         with trio.move_on_after(ASK_DEADLINE):
             await question.settled.wait()
         return question
+
+    def answered(self, id: str) -> None:
+        """A run got its answer from a provider, whatever that said of itself before; sync."""
+        state = self._catalog.state(id)
+        if state is not None and state.state == "failed":
+            self._settle(id, trio.current_time())
 
     async def default(self) -> str | None:
         """The model for who names none; looks around while there is none. None: there is no model at all."""
@@ -126,16 +144,38 @@ class Warmup:
 
     # -- the service ---------------------------------------------------------------------------------------------------
 
-    async def run(self) -> None:
-        """Warm every provider, then answer questions, until cancelled."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._begin, name="look around")
+    async def run(self) -> NoReturn:
+        """Warm every provider, then answer questions, until cancelled; anew with each change of the configuration."""
+        try:
             while True:
-                question = await self._receive.receive()
-                if question.ref is None:
-                    nursery.start_soon(self._scan, question, name="look around again")
-                else:
-                    nursery.start_soon(self._answer, question, question.ref, name=f"ask for {question.ref}")
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._begin, name="look around")
+                    for question in self._asking.values():
+                        if question.begun:  # and was cut off by a change
+                            nursery.start_soon(self._answer, question)
+                    change = await self._take(nursery)
+                    nursery.cancel_scope.cancel(reason="the configuration changed")
+                self._take_up(change)
+        finally:
+            for question in self._asking.values():
+                question.settled.set()
+            self._asking.clear()
+
+    async def _take(self, nursery: trio.Nursery) -> _Change:
+        """Start to answer questions, until the configuration changes."""
+        while not isinstance(question := await self._receive.receive(), _Change):
+            question.begun = True
+            nursery.start_soon(self._answer, question, name=f"ask for {question.ref or 'all'}")
+        return question
+
+    def _take_up(self, change: _Change) -> None:
+        due, self._unwarmed, self._lost = self._due, None, trio.Event()
+        self._catalog.become(change.catalog)
+        ready = {state.provider for state in self._catalog.states() if state.state == "ready"}
+        self._listing = {entry.provider.id: trio.Lock() for entry in self._catalog.entries()}
+        self._due = {id: due[id] if id in ready else -inf for id in self._listing}
+        change.taken_up.set()
+        self._bus.publish(ModelsChanged(self._clock()))
 
     async def _begin(self) -> None:
         chosen = self._catalog.default is not None
@@ -171,13 +211,10 @@ class Warmup:
     async def _scan(self, question: _Question) -> None:
         self._due = {id: min(due, trio.current_time()) for id, due in self._due.items()}
         before = self._catalog.default
-        try:
-            await self._look_around()
-            if self._catalog.default_why != "configured":
-                self._decide()
-        finally:
-            del self._asking[None]
-            question.settled.set()
+        await self._look_around()
+        if self._catalog.default_why != "configured":
+            self._decide()
+        self._settled(question)
         if self._catalog.default != before or self._unwarmed is not None:
             await self._warm_default()
 
@@ -291,7 +328,17 @@ class Warmup:
         finally:
             self._warming = None
 
-    async def _answer(self, question: _Question, ref: ModelRef) -> None:
+    def _settled(self, question: _Question) -> None:
+        del self._asking[question.ref]
+        question.settled.set()
+
+    async def _answer(self, question: _Question) -> None:
+        if question.ref is None:
+            await self._scan(question)
+        else:
+            await self._find(question, question.ref)
+
+    async def _find(self, question: _Question, ref: ModelRef) -> None:
         """Let the provider's list arrive, then ask its hook. A hook that fails says that it does not have the model."""
         start = trio.current_time()
         try:
@@ -303,9 +350,7 @@ class Warmup:
             question.answered = True
             self._settle(ref.provider, start, error)
             self._log.warning("a provider's hook failed", provider=ref.provider, model=ref.model, error=error)
-        finally:
-            del self._asking[ref]
-            question.settled.set()
+        self._settled(question)
 
     async def _look_up(self, ref: ModelRef, start: float) -> ModelInfo | None:
         known = self._catalog.find(str(ref))
@@ -328,7 +373,7 @@ def open_warmup(
     catalog: ModelCatalog, *, bus: Bus, clock: Clock, log: Log, system_prompt: SystemPrompt
 ) -> Generator[Warmup]:
     """The warm-up and its inbox, until the block ends; `run` is its service."""
-    send, receive = trio.open_memory_channel[_Question](INBOX_CAPACITY)
+    send, receive = trio.open_memory_channel[_Question | _Change](INBOX_CAPACITY)
     with send, receive:
         yield Warmup(catalog, bus=bus, clock=clock, log=log, system_prompt=system_prompt, inbox=(send, receive))
 

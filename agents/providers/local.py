@@ -68,6 +68,13 @@ class LocalProvider:
         self._engines: dict[str, _Engine] = {}
         self._starting = trio.Lock()
 
+    @property
+    def rest(self) -> str:
+        """As the protocol says."""
+        if not self._engines or any(not engine.is_over() for engine in self._engines.values()):
+            return ""
+        return f"unloaded, as after {self._idle_unload:.0f} s without a message; the next one loads it again"
+
     async def discover(self) -> Sequence[ModelInfo]:
         """The files that are there now.
 

@@ -12,7 +12,7 @@ from triops.gateway.cli.failures import Exit, Failure
 from triops.gateway.cli.output import as_json, json_option, show, show_warnings, table
 from triops.gateway.cli.rpc import Gateway, gateway_options
 
-RESTART = "A gateway that runs takes it up when it is started anew: triops gateway stop, triops gateway start"
+TAKEN_UP = "A gateway that runs takes it up within seconds."
 agent_option = click.option("--agent", metavar="ID", help="For this agent instead of all.")
 
 
@@ -100,7 +100,7 @@ def set_(model: str, agent: str | None) -> None:
             holder["model"] = model
 
     _edit(gateway, agent, change, f"model: {model!r}")
-    show({"primary": model, "agent": agent}, f"The model is {model}. {RESTART}")
+    show({"primary": model, "agent": agent}, f"The model is {model}. {TAKEN_UP}")
 
 
 @command.command()
@@ -127,7 +127,7 @@ def fallbacks(models: tuple[str, ...], clear: bool, agent: str | None) -> None:
         holder["model"]["fallbacks"] = list(models)
 
     _edit(gateway, agent, change, f"model: {{primary: …, fallbacks: {list(models)}}}")
-    show({"fallbacks": list(models), "agent": agent}, f"The fallbacks are {', '.join(models) or 'none'}. {RESTART}")
+    show({"fallbacks": list(models), "agent": agent}, f"The fallbacks are {', '.join(models) or 'none'}. {TAKEN_UP}")
 
 
 @command.command()
@@ -162,7 +162,7 @@ def aliases(name: str | None, model: str | None, remove: bool) -> None:
 
     _edit(gateway, None, change, f"models: {{{model!r}: {{alias: {name!r}}}}}")
     said = f"{name} is an alias no more." if remove else f"{model} is also called {name}."
-    show({"alias": name, "model": model}, f"{said} {RESTART}")
+    show({"alias": name, "model": model}, f"{said} {TAKEN_UP}")
 
 
 def _edit(gateway: Gateway, agent: str | None, change: Callable[[dict[str, Any]], None], line: str) -> None:

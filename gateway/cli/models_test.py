@@ -42,11 +42,11 @@ async def _test(ref: str | None) -> dict[str, Any]:
     from triops.agents.errors import ProviderError
     from triops.runtime.bus import Bus
     from triops.runtime.clock import system_clock
-    from triops.runtime.compose import open_catalog
     from triops.runtime.config_file import load_config
     from triops.runtime.errors import RuntimeFault
     from triops.runtime.logs import Log
     from triops.runtime.paths import locate
+    from triops.runtime.providers import open_catalogs
     from triops.runtime.warmup import open_warmup
 
     async def no_prompt(model: object) -> str:
@@ -56,7 +56,8 @@ async def _test(ref: str | None) -> dict[str, Any]:
     loaded = load_config(paths, os.environ)
     bus, found = Bus(log), dict[str, Any]()
     with trio.move_on_after(SECONDS):
-        async with open_catalog(loaded, paths, redactor=log.redactor) as catalog:
+        async with open_catalogs(paths, redactor=log.redactor) as catalog_of:
+            catalog = catalog_of(loaded)
             with open_warmup(catalog, bus=bus, clock=system_clock, log=log, system_prompt=no_prompt) as warmup:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(warmup.run)

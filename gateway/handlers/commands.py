@@ -116,7 +116,7 @@ async def _reset(call: Call, key: str, argument: str) -> str:
 
 
 async def _compact(call: Call, key: str, argument: str) -> str:
-    return "Nothing to do: of a long conversation each turn shows the model the newest part that fits its context."
+    return "Nothing to do: when a conversation has no room any more, the model sums up the older part of it by itself."
 
 
 async def _whoami(call: Call, key: str, argument: str) -> str:

@@ -13,7 +13,7 @@ import trio
 
 from triops.agents.errors import ProviderError
 from triops.agents.kept import Kept
-from triops.agents.messages import AssistantMessage, Message
+from triops.agents.messages import AssistantMessage, Message, SystemMessage
 from triops.runtime.boundaries import contain
 from triops.runtime.bus import Bus
 from triops.runtime.clock import Clock, InThread
@@ -26,6 +26,7 @@ from triops.runtime.runs.registry import Registry, Run
 from triops.runtime.runs.state import RunState, Terminal
 from triops.runtime.sessions import Session, agent_of
 from triops.runtime.store import runs as stored_runs
+from triops.runtime.store import sessions as stored_sessions
 from triops.runtime.store.aside import Aside
 from triops.runtime.store.db import Db, Transaction
 from triops.runtime.store.sessions import Placed
@@ -53,6 +54,14 @@ class Desk(Protocol):
 
         `saved` (sync) is called when it is, whether or not anybody still waits: a save that is cancelled may come
         through all the same. It has or it has not, before the turn is asked how it ended.
+
+        Raises:
+            Unavailable: the store refuses; nothing was written.
+        """
+        ...
+
+    async def compact(self, summary: SystemMessage, kept_seq: int) -> None:
+        """When this returns, later turns of the session are shown `summary` in place of what stands before `kept_seq`.
 
         Raises:
             Unavailable: the store refuses; nothing was written.
@@ -314,6 +323,25 @@ class _Desk:
         self._saving = True
         run.phases.enter("commit")
         await self._store.write(partial(_save, run, messages, taken, self._clock()), then=on_disk)
+        self._saving = False
+
+    async def compact(self, summary: SystemMessage, kept_seq: int) -> None:
+        run, now = self._run, self._clock()
+
+        def on_disk(done: tuple[Session, Placed]) -> None:
+            announce(self._bus, run.session.key, [done[1]])
+            self._bus.publish(SessionChanged(session=done[0], ts=now, reason="compact", run_id=run.id))
+
+        work = partial(
+            stored_sessions.compact,
+            sid=run.session.sid,
+            summary=summary,
+            kept_seq=kept_seq,
+            now=now,
+            run_id=run.id,
+        )
+        self._saving = True
+        await self._store.write(work, then=on_disk)
         self._saving = False
 
     async def clear(self) -> None:

@@ -5,7 +5,12 @@ from importlib import resources
 from triops.runtime.errors import Unavailable
 from triops.runtime.store.db import Db
 
-VERSION = 1
+_STEPS = (
+    "ALTER TABLE sessions ADD COLUMN summary_seq INTEGER NOT NULL DEFAULT 0;"
+    " ALTER TABLE sessions ADD COLUMN kept_seq INTEGER NOT NULL DEFAULT 0;",
+)
+"""From version 1, which `schema.sql` makes, to 2, and so on."""
+VERSION = 1 + len(_STEPS)
 
 
 class StateTooNew(Unavailable):
@@ -13,7 +18,7 @@ class StateTooNew(Unavailable):
 
 
 def migrate(db: Db) -> None:
-    """Bring the database to `VERSION`, in one transaction a step.
+    """Bring the database to `VERSION`, in one transaction.
 
     Raises:
         StateTooNew: its version is above ours.
@@ -24,5 +29,5 @@ def migrate(db: Db) -> None:
         raise StateTooNew(f"{words}; install a newer Triops, or set TRIOPS_STATE_DIR to another folder")
     if version == VERSION:
         return
-    schema = resources.files("triops.runtime.store").joinpath("schema.sql").read_text("utf-8")
-    db.execute(f"BEGIN IMMEDIATE; {schema}; PRAGMA user_version={VERSION}; COMMIT")
+    steps = [resources.files("triops.runtime.store").joinpath("schema.sql").read_text("utf-8"), *_STEPS][version:]
+    db.execute(f"BEGIN IMMEDIATE; {''.join(steps)} PRAGMA user_version={VERSION}; COMMIT")

@@ -6,6 +6,7 @@ from uuid import uuid4
 import msgspec
 
 from triops.agents.messages import AssistantMessage, Message, SystemMessage, UserMessage, decode_message, encode_message
+from triops.agents.transcript import estimate
 from triops.runtime.errors import Conflict, NotFound
 from triops.runtime.history import Past, window
 from triops.runtime.sessions import CreatedVia, Session, agent_of, is_main
@@ -122,6 +123,8 @@ def place(db: Db, sid: int, message: Message, now: int, *, run_id: str | None = 
 def preview_of(message: Message) -> str | None:
     """The first words of a message, for lists; None for what is not speech."""
     match message:
+        case SystemMessage(source="compaction"):
+            return None
         case UserMessage(content=str() as text) | SystemMessage(content=text):
             return text[:200].strip()
         case AssistantMessage() if message.text:
@@ -132,9 +135,13 @@ def preview_of(message: Message) -> str | None:
 
 def past(db: Db, session: Session, *, before: int, known: Past | None = None) -> Past:
     """What a turn may show its model of what stands below seq `before`; only what `known` lacks is read."""
-    start = window(before, session.reset_seq)
-    if known is None or (known.session_id, known.start) != (session.session_id, start):
-        known = Past(session_id=session.session_id, start=start, end=start)
+    start = max(window(before, session.reset_seq), session.kept_seq - 1)
+    id, summary = session.session_id, session.summary_seq
+    if known is None or (known.session_id, known.start, known.summary_seq) != (id, start, summary):
+        known = Past(session_id=id, start=start, end=start, summary_seq=summary)
+        for (body,) in db.execute("SELECT body FROM messages WHERE sid = ? AND seq = ?", (session.sid, summary)):
+            first = decode_message(body)
+            known = msgspec.structs.replace(known, closed=(first,), tokens=estimate(first), size=len(body))
     if known.end == before - 1:
         return known
     rows = db.execute(
@@ -215,14 +222,25 @@ def listing(db: Db, wanted: SessionFilter) -> tuple[list[Session], int]:
     return [session_of(row) for row in rows], total
 
 
+def compact(
+    db: Db, sid: int, summary: SystemMessage, kept_seq: int, now: int, *, run_id: str
+) -> tuple[Session, Placed]:
+    """From now on turns are shown `summary` in place of what stands before seq `kept_seq`, which stays on disk."""
+    placed = place(db, sid, summary, now, run_id=run_id)
+    db.execute("UPDATE sessions SET summary_seq = ?, kept_seq = ? WHERE sid = ?", (placed.seq, kept_seq, sid))
+    rows = db.execute(f"SELECT {COLUMNS} FROM sessions WHERE sid = ?", (sid,)).fetchall()  # noqa: S608 - our columns
+    return session_of(rows[0]), placed
+
+
 def reset(db: Db, key: str, now: int) -> Session:
     """Begin afresh, with a row that says so: what was before stays on disk, neither model nor people are shown it any
     more. Keeps `session_id`."""
     session = ensure(db, key, now)
     place(db, session.sid, SystemMessage("Reset", now, source="reset"), now)
     db.execute(
-        "UPDATE sessions SET reset_seq = last_seq, updated_at = ?, status = NULL, input_tokens = 0, output_tokens = 0,"
-        " total_tokens = 0, last_preview = NULL, lifecycle_revision = ? WHERE sid = ?",
+        "UPDATE sessions SET reset_seq = last_seq, summary_seq = 0, kept_seq = 0, updated_at = ?, status = NULL,"
+        " input_tokens = 0, output_tokens = 0, total_tokens = 0, last_preview = NULL, lifecycle_revision = ?"
+        " WHERE sid = ?",
         (now, str(uuid4()), session.sid),
     )
     return require(db, key)

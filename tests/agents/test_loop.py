@@ -122,10 +122,14 @@ class Stage:
             save=self.save,
             steer=self.steer,
             allow=self.allow,
+            compact=self.compact,
             report=lambda call, error: self.faults.append(error),
             mark=self.marks.append,
             now=self.now,
         )
+
+    async def compact(self, model: ModelInfo, messages: Sequence[Message], budget: int) -> Sequence[Message]:
+        return messages
 
     @property
     def asked(self) -> list[Sequence[Message]]:

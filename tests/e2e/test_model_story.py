@@ -1,12 +1,16 @@
 """A person and a model server of their own, such as LM Studio: what is seen when it works, and when it does not."""
 
+import json
 import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 from tests.kit.host import open_test_gateway
 from tests.kit.raw_server import Answer, completions, open_raw_server, refusal, said, stream
+
+from triops.runtime.events import ModelsChanged, RuntimeEvent
 
 KEY = "canary-lm-studio-key"
 
@@ -72,6 +76,9 @@ async def test_a_model_server_of_ones_own_from_the_first_word_to_its_restart(tmp
             gone = await told("Gone?", model="lmstudio/gone")
             assert "(not found, HTTP 404); check the model's id and baseUrl" in gone
             assert "did you mean lmstudio/gemma" in await told("Typo?", model="lmstdio/gemma")
+            assert "does not have it" in (missing := await told("Missing?", model="lmstudio/gema"))
+            assert "did you mean lmstudio/gemma" in missing
+            assert "did you mean lmstudio/gemma" in await told("/model lmstudio/gema", method="chat.send")
             half = await told("Half?")
             assert f"{there} hung up before its answer was complete" in half
         assert down in await told("Still there?")
@@ -79,3 +86,28 @@ async def test_a_model_server_of_ones_own_from_the_first_word_to_its_restart(tmp
             assert "qwen/qwen3 heard: Back?" in await told("Back?")
             history = [message["content"] for message in again.asked[-1]["messages"] if message["role"] == "assistant"]
         assert "Half of" in history and "There is main." in history, "what had arrived is part of the conversation"
+
+
+@pytest.mark.slow  # the file is looked at once a second
+async def test_a_server_that_moved_is_found_where_the_edited_file_says(tmp_path: Path, port: int) -> None:
+    async with (
+        open_test_gateway(tmp_path, config=config(port), providers=(), environ={}) as host,
+        open_raw_server(answer) as moved,
+    ):
+
+        async def told(words: str) -> str:
+            asked = {"message": words, "sessionKey": "main", "idempotencyKey": words}
+            return str((await host.http("POST", "/rpc/agent?wait=final", asked)).body)
+
+        assert f"could not connect to 127.0.0.1:{port}" in await told("Hello?")
+        edited, taken_up = config(int(moved.url.rpartition(":")[2])), trio.Event()
+
+        def hear(event: RuntimeEvent) -> None:
+            if isinstance(event, ModelsChanged) and host.runtime.loaded.parsed == edited:
+                taken_up.set()
+
+        with host.runtime.bus.subscribe(hear):
+            host.runtime.paths.config.write_text(json.dumps(edited))
+            with trio.fail_after(20):
+                await taken_up.wait()
+        assert "qwen/qwen3 heard: And now?" in await told("And now?")

@@ -188,6 +188,7 @@ async def open_test_gateway(
                 providers=entries or None,
                 tools=tools,
                 drain=grace,
+                watched=environ,
             )
         )
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")

@@ -50,7 +50,7 @@ def catalog(server: LateServer) -> ModelCatalog:
 
 
 @pytest.fixture
-async def warmup(catalog: ModelCatalog, autojump_clock: Any, nursery: Any) -> AsyncGenerator[Warmup]:
+async def warmup(catalog: ModelCatalog, nursery: Any) -> AsyncGenerator[Warmup]:
     """A warm-up that has looked around and found nobody."""
 
     async def system_prompt(info: ModelInfo) -> str:
@@ -65,7 +65,7 @@ async def warmup(catalog: ModelCatalog, autojump_clock: Any, nursery: Any) -> As
 
 
 async def test_a_server_that_starts_later_is_found_by_the_next_run_that_names_its_model(
-    warmup: Warmup, catalog: ModelCatalog, server: LateServer
+    warmup: Warmup, catalog: ModelCatalog, server: LateServer, autojump_clock: Any
 ) -> None:
     await trio.sleep(DISCOVER_PAUSE)
     with pytest.raises(UnknownModel, match="because provider late failed: nobody listens"):
@@ -78,7 +78,7 @@ async def test_a_server_that_starts_later_is_found_by_the_next_run_that_names_it
 
 
 async def test_a_server_that_starts_later_gives_the_model_for_who_names_none(
-    warmup: Warmup, server: LateServer
+    warmup: Warmup, server: LateServer, autojump_clock: Any
 ) -> None:
     server.up = True
     await trio.sleep(DISCOVER_PAUSE)
@@ -86,7 +86,7 @@ async def test_a_server_that_starts_later_gives_the_model_for_who_names_none(
 
 
 async def test_runs_at_once_ask_a_failed_server_once_and_the_next_only_after_a_pause(
-    warmup: Warmup, catalog: ModelCatalog, server: LateServer
+    warmup: Warmup, catalog: ModelCatalog, server: LateServer, autojump_clock: Any
 ) -> None:
     async def fail(name: str) -> None:
         with pytest.raises(UnknownModel):
@@ -104,7 +104,7 @@ async def test_runs_at_once_ask_a_failed_server_once_and_the_next_only_after_a_p
 
 
 async def test_a_model_that_a_server_gets_later_is_found_by_the_first_run_that_names_it_after_a_pause(
-    warmup: Warmup, catalog: ModelCatalog, server: LateServer
+    warmup: Warmup, catalog: ModelCatalog, server: LateServer, autojump_clock: Any
 ) -> None:
     server.up = True
     await trio.sleep(DISCOVER_PAUSE)
@@ -316,3 +316,52 @@ async def test_a_credential_is_made_ready_before_the_first_message_and_its_lack_
         assert stage.reason("out") == "nobody is logged in; run: lab login"
         state = stage.catalog.state("in")
         assert state is not None and state.expires == 1_900_000_000_000
+
+
+async def test_a_provider_that_answers_a_run_is_not_called_failed_any_more(autojump_clock: Any) -> None:
+    shelf = Shelf("lab", "m")
+    shelf.failure = ProviderError("auth", "nobody is logged in")
+    async with open_stage(shelf, default="lab/m") as stage:
+        await trio.sleep(1)
+        assert stage.states() == {"lab": "failed"}
+        told = len(stage.events)
+        stage.warmup.answered("lab")
+        assert (stage.states(), stage.reason("lab"), len(stage.events)) == ({"lab": "ready"}, "", told + 1)
+
+
+async def test_a_model_that_was_unloaded_is_cold_until_it_is_loaded_again(autojump_clock: Any) -> None:
+    class Sleepy(Shelf):
+        rest = ""
+
+    sleepy = Sleepy("lab", "m")
+    async with open_stage(sleepy, default="lab/m") as stage:
+        await trio.sleep(1)
+        assert stage.states() == {"lab": "ready"}
+        sleepy.rest = "unloaded; the next message loads it"
+        assert (stage.states(), stage.reason("lab")) == ({"lab": "cold"}, sleepy.rest)
+        sleepy.rest = ""
+        assert (stage.states(), stage.reason("lab")) == ({"lab": "ready"}, "")
+
+
+async def test_a_question_that_a_change_of_the_configuration_cuts_off_is_asked_of_the_new_one(
+    autojump_clock: Any,
+) -> None:
+    class Slow(Shelf):
+        async def discover(self) -> Any:
+            await trio.sleep(4)
+            return await super().discover()
+
+    async with open_stage(Shelf("other"), Slow("lab")) as stage, trio.open_nursery() as nursery:
+        found: list[str] = []
+
+        async def ask() -> None:
+            found.append(str((await stage.catalog.resolve("lab/made-x")).info.ref))
+
+        nursery.start_soon(ask)
+        await trio.sleep(1)
+        changed = Shelf("lab")
+        entries = [ProviderEntry(provider=changed, why="the test")]
+        await stage.warmup.reconfigure(ModelCatalog(entries, aliases={}, default="lab/made-y"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert found == ["lab/made-x"] and trio.current_time() < 4
+        assert changed.warmed == [("made-y", "the prompt")] and stage.states() == {"lab": "ready"}

@@ -170,11 +170,16 @@ async def test_an_abandoned_start_or_answer_stops_the_model(tmp_path: Path) -> N
 async def test_an_idle_engine_is_unloaded_and_comes_back(tmp_path: Path) -> None:
     async with open_local_provider([], socket_folder=tmp_path, idle_unload=0.05) as provider:
         model = await demo_of(provider)
+        assert provider.rest == "", "it was never loaded"
         await answer(provider, ask(model, "Hello"))
         first = child_of(provider)
         with trio.fail_after(5):
             await first.wait()
-        await answer(provider, ask(model, "Hello"))
+        assert "unloaded" in provider.rest
+        async with provider.stream(ask(model, "Hello")) as batches:
+            assert provider.rest == ""
+            async for _ in batches:
+                pass
         second = child_of(provider)
         assert second is not first
     assert second.returncode is not None

@@ -87,7 +87,7 @@ def read(paths: Paths) -> Any:
 def test_set_makes_the_file_that_is_not_there(run: Any, paths: Paths):
     ran = run("models", "set", "anthropic/claude")
     assert (ran.code, read(paths)) == (0, {"agents": {"defaults": {"model": "anthropic/claude"}}})
-    assert "triops gateway stop" in ran.out
+    assert "A gateway that runs takes it up" in ran.out
     assert paths.config.stat().st_mode & 0o077 == 0
 
 

@@ -4,6 +4,7 @@ import sys
 import threading
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from importlib import resources
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,6 +14,7 @@ import trio
 
 from triops.runtime.errors import Conflict, Unavailable
 from triops.runtime.paths import StateError
+from triops.runtime.store import sessions
 from triops.runtime.store.db import Db
 from triops.runtime.store.migrations import VERSION, StateTooNew
 from triops.runtime.store.sqlite import GROUP, Outcome, SqliteStore, Store, connect, open_store
@@ -268,6 +270,21 @@ async def test_a_newer_state_is_refused_and_not_touched(tmp_path: Path) -> None:
         async with opened(tmp_path):
             pass
     assert (tmp_path / NAME).read_bytes() == before
+
+
+async def test_a_state_of_the_first_version_is_brought_to_this_one_and_keeps_what_it_holds(tmp_path: Path) -> None:
+    db = connect(tmp_path / NAME)
+    schema = resources.files("triops.runtime.store").joinpath("schema.sql").read_text("utf-8")
+    db.execute(f"{schema}; PRAGMA user_version=1")
+    db.execute(
+        "INSERT INTO sessions (key, agent_id, session_id, created_via, created_at, updated_at, lifecycle_revision)"
+        " VALUES ('agent:main:main', 'main', 's', 'operator', 1, 1, 'r')"
+    )
+    db.close()
+    async with opened(tmp_path) as store:
+        session = await store.read(lambda db: sessions.require(db, "agent:main:main"))
+        assert (session.session_id, session.summary_seq, session.kept_seq) == ("s", 0, 0)
+        assert await store.read(lambda db: db.execute("PRAGMA user_version").fetchall()) == [(VERSION,)]
 
 
 @pytest.mark.parametrize("content", [b"These are my notes of the last summer.\n" * 100, b"short"])
