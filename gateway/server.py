@@ -73,7 +73,6 @@ class Gateway:
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self.services.fanout.run, name="fan-out")
-                nursery.start_soon(self.services.deliveries.run, name="deliveries")
                 nursery.start_soon(self._tick, name="tick")
                 nursery.start_soon(self._tell_health, name="health")
                 async with trio.open_nursery() as connections:
