@@ -43,7 +43,7 @@ usage: python3 dev.py COMMAND …
   test [ARGS …]       the tests (ARGS go to pytest)
   check               what a change must pass: format, lint, types, floors, tests
   soak [ARGS …]       the long tests
-  fuzz [COUNT [SEED]] damaged frames, handshakes and HTTP heads at the door
+  fuzz [COUNT [SEED]] damaged frames, handshakes and HTTP heads, a tenth as many whole byte streams
   setup               make the environment and stop
 """
 

@@ -30,6 +30,7 @@ from triops.runtime.runs.state import RunState
 
 HEALTH_EVERY = 60.0  # seconds
 UNAUTHENTICATED_PER_ADDRESS = 32  # sockets that asked and have shown no secret; past it 503, and HTTP is not kept alive
+SILENT_PER_ADDRESS, SILENT = 128, 512  # sockets without a whole head yet; past them the oldest makes room, by 503
 BACKLOG = 1024  # a burst of connects waits in the kernel, and is answered 503 rather than reset
 GRACE = 10.0  # seconds that runs may take to finish when the gateway stops
 CLOSE_GRACE = 2.0  # seconds for the goodbyes
@@ -53,6 +54,8 @@ class Gateway:
         services.sockets = self._connections
         self._strangers: list[str] = []
         """Addresses of sockets on their way to being one, or that asked over HTTP and have shown no secret."""
+        self._silent: dict[trio.CancelScope, str] = {}
+        """Addresses of sockets whose first head is not there yet, the oldest first."""
         self._answers: set[trio.Event] = set()
         """One for each HTTP request whose answer is not written yet."""
         self._stopping = False
@@ -70,7 +73,6 @@ class Gateway:
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self.services.fanout.run, name="fan-out")
-                nursery.start_soon(self.services.deliveries.run, name="deliveries")
                 nursery.start_soon(self._tick, name="tick")
                 nursery.start_soon(self._tell_health, name="health")
                 async with trio.open_nursery() as connections:
@@ -111,7 +113,7 @@ class Gateway:
 
     async def _serve(self, transport: Transport, address: str) -> None:
         try:
-            head = await read_head(transport)
+            head = await self._first_head(transport, address)
             caller = caller_of(address, head.headers)
             if not head.is_websocket:
                 await self._serve_http(transport, caller.address)
@@ -129,6 +131,26 @@ class Gateway:
             await self._refuse(transport, address, 503, "the gateway is stopping")
             return
         await self._upgrade(transport, caller)
+
+    async def _first_head(self, transport: Transport, address: str) -> Head:
+        """Whoever sends its head at once is heard, however many say nothing.
+
+        Raises:
+            HeadError: as `read_head`, or it made room for others (503).
+        """
+        if len(self._silent) >= SILENT_PER_ADDRESS:
+            near = [scope for scope, other in self._silent.items() if other == address]
+            if len(near) >= SILENT_PER_ADDRESS or len(self._silent) >= SILENT:
+                oldest = near[0] if len(near) >= SILENT_PER_ADDRESS else next(iter(self._silent))
+                del self._silent[oldest]
+                oldest.cancel(reason="others wait as well")
+        with trio.CancelScope() as scope:
+            self._silent[scope] = address
+            try:
+                return await read_head(transport)
+            finally:
+                self._silent.pop(scope, None)
+        raise HeadError(503, "too many sockets have asked nothing yet")
 
     async def _serve_http(self, transport: Transport, address: str) -> None:
         routes = Routes(self.services, self.door, address, stopping=lambda: self._stopping)

@@ -8,7 +8,6 @@ import trio
 
 from triops.gateway.admission import Parking, WriteLimiter
 from triops.gateway.approvals import Announcer
-from triops.gateway.deliveries import Deliveries
 from triops.gateway.fanout import Fanout
 from triops.gateway.feeds import Feeds
 from triops.gateway.frames import StateVersion
@@ -49,7 +48,6 @@ class Services:
         self.writes = WriteLimiter(trio.current_time)
         self.parking = Parking()
         self.feeds = Feeds()
-        self.deliveries = Deliveries(runtime, self.log)
         self.announcer = Announcer(
             lambda name, payload, scope: self.fanout.broadcast(name, payload, scope=scope), runtime.clock
         )

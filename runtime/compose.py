@@ -20,6 +20,7 @@ from triops.runtime.config import Config, workspace_of
 from triops.runtime.config_file import LoadedConfig
 from triops.runtime.cron.heartbeat import Heartbeat
 from triops.runtime.cron.scheduler import CronScheduler, open_scheduler
+from triops.runtime.deliveries import Deliveries
 from triops.runtime.logs import Log, LogFile
 from triops.runtime.models import ModelCatalog, ProviderEntry
 from triops.runtime.paths import Paths
@@ -162,6 +163,8 @@ async def open_runtime(
             clock=clock,
             log=log.bind("turn"),
         )
+        deliveries = Deliveries(log)
+        stack.enter_context(bus.subscribe(deliveries.hear))
         lanes = Lanes(cap=config.messages.queue.cap, main=config.agents.defaults.max_concurrent)
         runs = await stack.enter_async_context(
             open_supervisor(
@@ -189,6 +192,7 @@ async def open_runtime(
         services.start_soon(_service, "model warm-up", warmup.run, log, name="model warm-up")
         services.start_soon(_service, "cron scheduler", cron.run, log, name="cron scheduler")
         services.start_soon(_service, "heartbeat", heartbeat.run, log, name="heartbeat")
+        services.start_soon(_service, "deliveries", partial(deliveries.run, heartbeat.wake), log, name="deliveries")
         runtime = Runtime(
             loaded=loaded,
             paths=paths,

@@ -9,7 +9,7 @@ import msgspec
 
 from triops.agents.messages import Message, ToolCall, ToolResultMessage
 from triops.runtime.phases import Phases
-from triops.runtime.runs.state import Terminal
+from triops.runtime.runs.state import Delivery, Terminal
 from triops.runtime.sessions import Session
 
 
@@ -25,6 +25,7 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     origin: str
     tool_events: bool
     spawned_by: str | None = None
+    delivery: Delivery | None = None
 
 
 class RunStatus(msgspec.Struct, frozen=True):

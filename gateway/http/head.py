@@ -79,7 +79,9 @@ def check_upgrade(head: Head) -> None:
     version = head.get(b"sec-websocket-version")
     if version not in (None, "13"):
         raise HeadError(426, f"WebSocket version {version} is not spoken here; use 13")
+    handshake = (value for name, value in head.headers if name == b"connection" or name.startswith(b"sec-websocket-"))
     for told, wanted in (
+        (all(map(bytes.isascii, handshake)), "headers in ASCII"),
         (head.method == "GET", "the method GET"),
         ("upgrade" in (head.get(b"connection") or "").lower(), "Connection: Upgrade"),
         (version, "Sec-WebSocket-Version: 13"),

@@ -5,7 +5,8 @@ import hashlib
 from typing import Any
 from uuid import uuid4
 
-from triops.gateway.deliveries import Delivery, told
+import msgspec
+
 from triops.gateway.errors import WireError
 from triops.gateway.handlers import intake
 from triops.gateway.http.exchange import HttpResponse
@@ -14,7 +15,8 @@ from triops.gateway.http.table import Asked, hooks_prefix, route
 from triops.gateway.methods import Call
 from triops.gateway.schema.http import HookAgent, HookWake
 from triops.runtime.config import Config
-from triops.runtime.runs.state import RunState, Terminal
+from triops.runtime.deliveries import told
+from triops.runtime.runs.state import Delivery, RunState, Terminal
 from triops.runtime.sessions import agent_of
 
 
@@ -85,11 +87,12 @@ async def agent(asked: Asked) -> Any:
         deadline=body.timeout_seconds or None,
         model=body.model,
     )
+    if body.deliver:
+        delivery = Delivery(f"agent:{agent_of(key)}:main", body.name, body.wake_mode)
+        wanted = msgspec.structs.replace(wanted, delivery=delivery)
     if body.wait_for_completion:
         call.park()
     accepted = await services.runtime.runs.submit(wanted)
-    if body.deliver and not accepted.replay:
-        await services.deliveries.add(Delivery(run_id, f"agent:{agent_of(key)}:main", body.name, body.wake_mode))
     answer: dict[str, Any] = {"ok": True, "runId": run_id}
     if not body.wait_for_completion:
         return answer

@@ -39,6 +39,7 @@ def info_of(submission: Submission, session: Session) -> RunInfo:
         origin=submission.origin,
         tool_events=submission.tool_events,
         spawned_by=session.spawned_by,
+        delivery=submission.delivery,
     )
 
 

@@ -66,6 +66,14 @@ def next_state(state: RunState, change: RunChange) -> RunState:
     return following
 
 
+class Delivery(msgspec.Struct, frozen=True):
+    """A run's end goes to session `to` as a system event of `name`."""
+
+    to: str
+    name: str
+    mode: Literal["now", "next-heartbeat"]
+
+
 class Submission(msgspec.Struct, frozen=True, kw_only=True):
     """A request for a run, before it is accepted."""
 
@@ -90,6 +98,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
     spawned_by: str | None = None
     spawn_depth: int = 0
     label: str | None = None
+    delivery: Delivery | None = None
     must_exist: bool = False
     """Refuse (`NotFound`) instead of making the session."""
 

@@ -79,7 +79,7 @@ async def test_every_inbox_stands_in_the_status(tmp_path: Path) -> None:
         assert (statistics["warmup"]["inbox"], statistics["warmup"]["inbox_capacity"]) == (0, 16)
         (connection,) = statistics["connections"]
         assert {"frames", "bytes", "merged"} <= connection.keys()
-        assert statistics["bus"]["subscribers"] == 2  # the fan-out, the feeds
+        assert statistics["bus"]["subscribers"] == 3  # the fan-out, the feeds, the deliveries
         assert statistics["runs"]["lanes"]["lanes"] == 0
 
 

@@ -1,4 +1,5 @@
-"""Every method × every scope × nobody: who may call what. A method that is not listed here fails."""
+"""Who may call what. Every method × every scope × nobody; every route of plain HTTP × every credential × every verb.
+A method or a route that is not listed here fails."""
 
 import itertools
 from pathlib import Path
@@ -7,11 +8,18 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.kit.host import TOKEN, open_test_gateway
+import trio.testing
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from tests.kit.host import ECHO, TOKEN, TestHost, open_test_gateway
 from tests.kit.wire import Closed, Refused, connect_params
 
+from triops.gateway.client import DeviceIdentity
 from triops.gateway.errors import WireError
 from triops.gateway.frames import Request
+from triops.gateway.http.exchange import HttpResponse
+from triops.gateway.http.head import Head
+from triops.gateway.http.routes import PROBES, Routes
+from triops.gateway.http.table import ROUTES
 from triops.gateway.methods import METHODS, NODE_METHODS, Call, dispatch
 from triops.gateway.scopes import SCOPES, effective
 
@@ -97,3 +105,104 @@ async def test_who_keeps_calling_what_his_role_may_not_is_closed(tmp_path: Path)
                 await client.request("node.event")
         closed = await client.closed()
         assert (closed.code, closed.reason) == (1008, "repeated unauthorized calls")
+
+
+# -- plain HTTP --------------------------------------------------------------------------------------------------------
+
+HOOK = "the-hooks-own-secret-of-the-matrix"
+HTTP: dict[str, str | None] = {
+    **dict.fromkeys(("POST /rpc/{method}", "POST /hooks/wake", "POST /hooks/agent", "POST /hooks/{name}")),
+    **dict.fromkeys(("GET /status", "GET /metrics", "GET /sessions", "GET /sessions/{key}", "GET /heartbeat"), READ),
+    **dict.fromkeys(("GET /v1/models", "GET /v1/models/{id}", "GET /api/openapi.json", "GET /webchat/messages"), READ),
+    **dict.fromkeys(("GET /sessions/{key}/history", "GET /v1/runs/{id}", "GET /v1/runs/{id}/events"), READ),
+    **dict.fromkeys(("POST /webchat/messages", "POST /heartbeat", "POST /sessions/{key}/ping"), WRITE),
+    **dict.fromkeys(("POST /v1/chat/completions", "POST /v1/responses", "POST /v1/runs"), WRITE),
+    **dict.fromkeys(("POST /v1/runs/{id}/stop", "POST /tools/invoke"), WRITE),
+    "POST /sessions/{key}/kill": ADMIN,
+}
+"""What each route needs; of `/rpc`, the method decides."""
+PATHS = sorted({entry.partition(" ")[2] for entry in HTTP})
+VERBS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "get")
+ON = ECHO | {"gateway": {"http": {"endpoints": {name: {"enabled": True} for name in ("chatCompletions", "responses")}}}}
+
+
+def test_every_route_is_listed_with_what_it_needs() -> None:
+    assert {f"{entry.method} {entry.path}": entry.scope for entry in ROUTES} == HTTP
+
+
+async def statuses(host: TestHost, path: str, *headers: tuple[bytes, bytes]) -> dict[str, int]:
+    """What the heads of all verbs get; 0 for one that is let in."""
+    routes = Routes(host.gateway.services, host.gateway.door, "127.0.0.1", stopping=lambda: False)
+    told: dict[str, int] = {}
+    for verb in VERBS:
+        answer = await routes.admit(
+            Head(verb, path.replace("{", "").replace("}", ""), ((b"host", b"localhost"), *headers))
+        )
+        told[verb] = answer.status if isinstance(answer, HttpResponse) else 0
+    return told
+
+
+def expected(path: str, granted: set[str]) -> dict[str, int]:
+    """What somebody with these scopes gets."""
+    told: dict[str, int] = {}
+    for verb in VERBS:
+        entry = f"{'GET' if verb == 'HEAD' else verb} {path}"
+        if entry not in HTTP:
+            told[verb] = 405 if path in PATHS else 404
+        else:
+            told[verb] = 0 if HTTP[entry] in (None, *granted) else 403
+    return told
+
+
+async def device_token(host: TestHost, *scopes: str) -> str:
+    device = DeviceIdentity(Ed25519PrivateKey.generate())
+    async with host.socket() as client:
+        challenge = await client.event("connect.challenge")
+        params = connect_params(token=TOKEN, client="test", mode="test", scopes=scopes)
+        hello = await client.request("connect", params | {"device": device.proof(params, challenge)})
+        assert set(hello["auth"]["scopes"]) == set(scopes)
+        return hello["auth"]["deviceToken"]
+
+
+def bearer(token: str) -> tuple[bytes, bytes]:
+    return (b"authorization", f"Bearer {token}".encode())
+
+
+@pytest.mark.slow
+async def test_a_route_is_for_those_who_have_its_own_credential(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    config = ON | {"hooks": {"enabled": True, "token": HOOK}}
+    async with open_test_gateway(tmp_path, config=config, virtual=True) as host:
+        devices = [await device_token(host, scope) for scope in SCOPES]
+        devices.append(await device_token(host, *SCOPES))
+        nobody = dict.fromkeys(VERBS, 401)
+        for path in (*PATHS, "/nowhere", "/", "/sessions/a/b/c"):
+            is_hook = path.startswith("/hooks/")
+            for token in (None, "", "wrong", f"{TOKEN} ", f"{TOKEN}x", f"x {TOKEN}", HOOK, TOKEN, *devices):
+                own = (token or "").strip() == (HOOK if is_hook else TOKEN)
+                given = () if token is None else (bearer(token),)
+                wanted = expected(path, set(SCOPES)) if own else nobody
+                assert await statuses(host, path, *given) == wanted, (path, token)
+            for headers in ([(b"x-openclaw-scopes", b"operator.admin")], [bearer(TOKEN), bearer(TOKEN)]):
+                assert await statuses(host, path, *headers) == nobody, (path, headers)
+        for path in PROBES:
+            told = {verb: 200 if verb in ("GET", "HEAD") else 405 for verb in VERBS}
+            for token in ("wrong", HOOK, TOKEN, *devices):
+                assert await statuses(host, path) == await statuses(host, path, bearer(token)) == told
+
+
+async def test_without_a_secret_a_route_is_for_the_scopes_that_the_request_keeps(tmp_path: Path) -> None:
+    config = ON | {"gateway": ON["gateway"] | {"auth": {"mode": "none"}}}
+    async with open_test_gateway(tmp_path, config=config) as host:
+        for path in PATHS:
+            if path.startswith("/hooks/"):
+                assert set((await statuses(host, path)).values()) == {
+                    404
+                }  # there are none without a secret of their own
+                continue
+            assert await statuses(host, path) == expected(path, set(SCOPES))
+            for granted in [(), *((scope,) for scope in SCOPES)]:
+                has = set(granted).union(*(GRANTS.get(scope, set()) for scope in granted))
+                kept = (b"x-openclaw-scopes", ",".join(granted).encode())
+                assert await statuses(host, path, kept) == expected(path, has), (path, granted)

@@ -11,7 +11,14 @@ import trio.testing
 from tests.kit.host import ECHO, TOKEN, open_test_gateway
 from tests.kit.wire import Client, Refused, connect_params, read_answer
 
-from triops.gateway.server import UNAUTHENTICATED_PER_ADDRESS, PortTaken, open_listeners
+from triops.gateway.http.head import HEAD_DEADLINE
+from triops.gateway.server import (
+    SILENT,
+    SILENT_PER_ADDRESS,
+    UNAUTHENTICATED_PER_ADDRESS,
+    PortTaken,
+    open_listeners,
+)
 
 Clock = trio.testing.MockClock
 
@@ -135,6 +142,30 @@ async def test_past_16_without_a_token_a_connection_is_not_kept_alive_and_socket
         assert (await ask(CALL, held[0][1]))[0]
         assert (await ask(PROBE))[0]  # that one gave a place back
         assert not (await ask(PROBE))[0]
+
+
+@pytest.mark.parametrize(
+    ("addresses", "most"),
+    [(["127.0.0.1"], SILENT_PER_ADDRESS), ([f"10.0.{n // 250}.{n % 250}" for n in range(SILENT + 20)], SILENT)],
+)
+@pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\nHost: loc"])
+async def test_sockets_without_a_whole_head_make_room_for_who_asks_and_are_closed_in_time(
+    tmp_path: Path, autojump_clock: Clock, addresses: list[str], most: int, said: bytes
+) -> None:
+    async with open_test_gateway(tmp_path, virtual=True) as host, host.client() as before:
+        began = trio.current_time()
+        silent = [host.dial(addresses[n % len(addresses)]) for n in range(most + 20)]
+        for stream in silent:
+            await stream.send_all(said)
+        async with host.client(address=addresses[0]) as rightful:
+            assert (await rightful.request("health"))["ok"]
+            assert (await host.http("GET", "/healthz", token=None, address=addresses[-1])).status == 200
+            ends = [bytes(await stream.receive_some())[:12] for stream in silent]
+            assert set(ends) == {b"HTTP/1.1 503", b"HTTP/1.1 408" if said else b""}
+            assert 20 <= ends.count(b"HTTP/1.1 503") <= 22  # those who asked needed room, too
+            assert trio.current_time() - began == pytest.approx(HEAD_DEADLINE, abs=2)
+            assert (await rightful.request("health"))["ok"]
+            assert (await before.request("health"))["ok"]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import trio
+import trio.testing
+
 from triops.gateway.auth import check_shared
 from triops.gateway.devices import verify_proof
 from triops.gateway.errors import WireError
@@ -184,5 +187,8 @@ def campaign(count: int, seed: int) -> None:
 
 
 if __name__ == "__main__":
+    from tests.kit.fuzz_streams import streams  # it imports this module
+
     count, seed = (int(text) for text in (*sys.argv[1:3], "100000", "0")[:2])
     campaign(count, seed)
+    trio.run(streams, count // 10, seed, clock=trio.testing.MockClock(autojump_threshold=0))

@@ -132,6 +132,11 @@ OURS: dict[str, tuple[str, ...]] = {
     "res chat.history.messages[].content[]": ("data", "mimeType"),  # an image
     "res chat.history.sessionInfo": ("lastMessagePreview", "lastRunError"),
     "res chat.send": ("endedAt", "messageSeq", "stopReason", "summary"),
+    "res device.pair.approve.device": ("displayName", "lastSeenAtMs", "lastSeenReason", "operatorLabel", "remoteIp"),
+    "res device.pair.approve.device.tokens[]": ("lastUsedAtMs", "revokedAtMs", "rotatedAtMs"),
+    "res device.pair.list.paired[]": ("displayName", "operatorLabel", "remoteIp"),
+    "res device.pair.list.paired[].tokens[]": ("lastUsedAtMs", "revokedAtMs", "rotatedAtMs"),
+    "res device.pair.list.pending[]": ("displayName", "remoteIp"),
     "res health.agents[]": ("name",),
     "res sessions.list": ("offset",),
     "res sessions.reset.entry": ("label", "spawnDepth"),
@@ -144,7 +149,14 @@ OURS: dict[str, tuple[str, ...]] = {
 }
 """Keys beyond the recorded ones, by the place that has them."""
 
-UNRECORDED = ("res sessions.messages.unsubscribe", "res sessions.send", "res sessions.unsubscribe")
+UNRECORDED = (
+    "res device.pair.rename",
+    "res device.token.revoke",
+    "res gateway.token.rotate",
+    "res sessions.messages.unsubscribe",
+    "res sessions.send",
+    "res sessions.unsubscribe",
+)
 """Nothing of these was recorded."""
 
 

@@ -75,6 +75,8 @@ UPGRADE |= {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}
         ("GET", "Sec-WebSocket-Key", None, 400, "Sec-WebSocket-Key"),
         ("GET", "Connection", "close", 400, "Connection"),
         ("POST", "Upgrade", "websocket", 400, "GET"),
+        ("GET", "Connection", "Upgrade, \xe9", 400, "ASCII"),
+        ("GET", "Sec-WebSocket-Extensions", "\xe9", 400, "ASCII"),
     ],
 )
 async def test_an_upgrade_that_is_none_is_refused_with_what_it_lacks(

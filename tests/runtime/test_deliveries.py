@@ -6,10 +6,12 @@ import pytest
 import trio
 from tests.kit.host import TestHost, open_test_gateway
 
-from triops.gateway.deliveries import Delivery, told
+from triops.agents.messages import UserMessage
 from triops.runtime.cron.job import WakeMode
+from triops.runtime.deliveries import told
 from triops.runtime.events import SessionMessage
-from triops.runtime.runs.state import RunState, Terminal
+from triops.runtime.runs.state import Delivery, RunState, Submission, Terminal
+from triops.runtime.testing import copy_state
 
 MAIN = "agent:main:main"
 
@@ -25,8 +27,10 @@ async def delivered(host: TestHost, text: str, mode: WakeMode = "next-heartbeat"
             placed.set()
 
     with host.runtime.bus.subscribe(hear):
-        await host.rpc("chat.send", {"sessionKey": "work", "message": text, "idempotencyKey": "k"})
-        await host.gateway.services.deliveries.add(Delivery("k", MAIN, "Mail", mode))
+        message = UserMessage(text, host.runtime.clock())
+        told_of = Delivery(MAIN, "Mail", mode)
+        wanted = Submission(run_id="k", session_key="agent:main:work", message=message, delivery=told_of)
+        await host.runtime.runs.submit(wanted)
         with trio.fail_after(10):
             await placed.wait()
     return heard[0]
@@ -47,6 +51,21 @@ async def test_what_gets_no_turn_is_there_to_be_read(tmp_path: Path) -> None:
             await host.rpc("chat.send", body)
         assert await delivered(host, "SAY:x", mode="now") == "Mail: x"
         assert [record.message for record in host.warnings()] == ["the end of a run is told without a turn"]
+
+
+async def test_a_hook_that_waited_over_a_restart_is_heard_all_the_same(tmp_path: Path) -> None:
+    hooks = {"enabled": True, "token": "the-hooks-own-secret", "defaultSessionKey": "hook:one"}
+    config = {"hooks": hooks, "agents": {"defaults": {"model": {"primary": "scripted/echo"}}}}
+    async with open_test_gateway(tmp_path, config=config) as host:
+        for text in ("HANG", "SAY:late"):
+            body = {"message": text, "name": "Mail", "wakeMode": "next-heartbeat"}
+            assert (await host.http("POST", "/hooks/agent", body, token="the-hooks-own-secret")).status == 200
+        copy_state(tmp_path / "state", tmp_path / "killed" / "state")
+    async with open_test_gateway(tmp_path / "killed", config=config) as host, host.client() as client:
+        await client.request("sessions.messages.subscribe", {"key": MAIN})
+        while not (heard := (await client.request("chat.history", {"sessionKey": "main"}))["messages"]):
+            await client.event("session.message")
+        assert [message["content"] for message in heard] == ["Mail: late"]
 
 
 @pytest.mark.parametrize(
