@@ -15,20 +15,9 @@ from msgspec.structs import replace
 
 from triops.agents.model import possible
 from triops.agents.providers import APIS, plugins
-from triops.runtime.config import (
-    KEYED,
-    AuthConfig,
-    Config,
-    GatewayConfig,
-    ModelConfig,
-    ProviderConfig,
-    SecretsConfig,
-    endpoint_of,
-    join,
-    local_servers,
-    written_model,
-)
+from triops.runtime.config import AuthConfig, Config, GatewayConfig, ModelConfig, ProviderConfig, SecretsConfig, join
 from triops.runtime.config_reader import ConfigError, ConfigReader, Fault, Notice
+from triops.runtime.endpoints import KEYED, endpoint_of, local_servers, written_model
 from triops.runtime.paths import Paths
 from triops.runtime.secrets import Secret
 

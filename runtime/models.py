@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from triops.agents.model import ModelInfo, ModelRef, Provider, Resting
-from triops.runtime.config import KEYED, key_hint
+from triops.runtime.endpoints import KEYED, key_hint
 from triops.runtime.errors import Invalid, Unavailable
 
 WarmState = Literal["cold", "warming", "ready", "failed"]

@@ -18,20 +18,18 @@ from triops.agents.model import ModelInfo, ModelRequest, Provider
 from triops.agents.providers import APIS, open_provider, plugins
 from triops.agents.providers.http import HttpClient
 from triops.agents.providers.routes import Trust
-from triops.runtime.config import (
+from triops.runtime.config import Config, ProviderConfig, join
+from triops.runtime.config_file import LoadedConfig
+from triops.runtime.endpoints import (
     ENDPOINTS,
     KEYED,
     LOCAL,
-    Config,
-    ProviderConfig,
     configured_models,
     endpoint_of,
-    join,
     key_hint,
     key_variable,
     local_servers,
 )
-from triops.runtime.config_file import LoadedConfig
 from triops.runtime.logs import Redactor
 from triops.runtime.models import ModelCatalog, ProviderEntry
 from triops.runtime.paths import Paths

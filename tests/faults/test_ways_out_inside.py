@@ -16,8 +16,8 @@ from triops.agents.model import TextDelta, ThinkingDelta, ToolCallDelta
 from triops.agents.tool import Tool, ToolContext, ToolResult, text_result
 from triops.runtime.errors import Unavailable
 from triops.runtime.events import RunTool
-from triops.runtime.runs.state import RunState
 from triops.runtime.progress import MAX_LIVE_TEXT
+from triops.runtime.runs.state import RunState
 from triops.testing import TestRuntime, copy_state, open_test_runtime
 
 Clock = trio.testing.MockClock

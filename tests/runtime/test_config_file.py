@@ -8,9 +8,10 @@ import pytest
 
 from triops.agents.model import ModelRef, ModelRequest
 from triops.agents.providers.mapping import reply_limit
-from triops.runtime.config import Config, configured_models
+from triops.runtime.config import Config
 from triops.runtime.config_file import LoadedConfig, load_config, parse_json5
 from triops.runtime.config_reader import ConfigError
+from triops.runtime.endpoints import configured_models
 from triops.runtime.paths import Paths
 from triops.runtime.secrets import REDACTED, KeyCommand, Secret
 
