@@ -120,7 +120,8 @@ async def run_turn(
             if refitted or error.spoke:
                 raise
             model, budget = refit(turn.model, turn.system, turn.schemas, messages, error.window)
-            smaller = cleared(fit(await compact(model, messages, budget), budget), budget)
+            shorter = await compact(model, messages, budget)  # noqa: ASYNC120  # a cancellation outweighs it
+            smaller = cleared(fit(shorter, budget), budget)
             if (model.max_tokens, smaller) == (turn.model.max_tokens, messages):
                 raise
             refitted = True

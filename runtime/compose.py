@@ -159,6 +159,7 @@ async def open_runtime(
             warmup=warmup,
             plans=plans,
             spend=spend,
+            slow=set(),
             bus=bus,
             clock=clock,
             log=log.bind("turn"),

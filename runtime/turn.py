@@ -61,8 +61,11 @@ class ChatTurn:
         bus: Bus,
         clock: Clock,
         log: Log,
+        slow: set[str],
     ) -> None:
         self._run = run
+        self._slow = slow
+        """Sessions whose summary took too long; shared by all turns: people wait for it once."""
         self._catalog = catalog
         self._warmup = warmup
         self._plans = plans
@@ -181,7 +184,7 @@ class ChatTurn:
         run, progress, inputs = self._run, self._progress, UserMessage | SystemMessage
         own = next((at for at, message in enumerate(messages) if message is run.submission.message), 0)
         at = divide(messages, budget, own)
-        if not at or model.demo:
+        if not at or model.demo or run.session.session_id in self._slow:
             return messages
         await self._spend.check(progress.spent)
         run.phases.enter("plan")
@@ -198,6 +201,8 @@ class ChatTurn:
             completed = True
             return (summary, *messages[at:])
         except (ProviderError, trio.TooSlowError) as error:
+            if isinstance(error, trio.TooSlowError):
+                self._slow.add(run.session.session_id)
             reason = str(error) or f"no summary within {SUMMARY_DEADLINE:.0f} s"
             self._log.warning(
                 "a conversation was not summarised, what is oldest is left out", run=run.id, reason=reason

@@ -8,7 +8,7 @@ that run asks here.
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
 from math import inf
-from typing import NoReturn, cast
+from typing import Literal, NoReturn, cast
 
 import msgspec
 import trio
@@ -33,9 +33,12 @@ SystemPrompt = Callable[[ModelInfo], Awaitable[str]]
 """The system prompt that a turn of this model would send."""
 
 
+_Asked = ModelRef | Literal["any", "all"]
+"""`any`: look around, as far as there was no answer lately; `all`: for all there is, and choose anew."""
+
+
 class _Question(msgspec.Struct, eq=False):
-    ref: ModelRef | None
-    """None: look around, for all there is."""
+    ref: "_Asked"
     settled: trio.Event = msgspec.field(default_factory=trio.Event)
     begun: bool = False
     answered: bool = False
@@ -72,7 +75,7 @@ class Warmup:
         self._log = log
         self._system_prompt = system_prompt
         self._send, self._receive = inbox
-        self._asking: dict[ModelRef | None, _Question] = {}
+        self._asking: dict[_Asked, _Question] = {}
         self._listing = {entry.provider.id: trio.Lock() for entry in catalog.entries()}
         self._due = dict.fromkeys(self._listing, -inf)  # when each may be asked for its list
         self._warming: str | None = None
@@ -102,7 +105,7 @@ class Warmup:
         Raises:
             SilentProvider: there are too many questions.
         """
-        await self._put(None)
+        await self._put("all")
 
     async def reconfigure(self, catalog: ModelCatalog) -> None:
         """Have the catalogue become this one, and what is new in it warmed; returns when it has."""
@@ -110,7 +113,7 @@ class Warmup:
         await self._send.send(change)
         await change.taken_up.wait()
 
-    async def _put(self, ref: ModelRef | None) -> _Question:
+    async def _put(self, ref: _Asked) -> _Question:
         question = self._asking.get(ref)
         if question is None:
             question = self._asking[ref] = _Question(ref)
@@ -130,10 +133,13 @@ class Warmup:
             self._settle(id, trio.current_time())
 
     async def default(self) -> str | None:
-        """The model for who names none; looks around while there is none. None: there is no model at all."""
+        """The model for who names none; has all looked around for while there is none. None: there is no model at all.
+
+        Raises:
+            SilentProvider: there are too many questions.
+        """
         if self._catalog.default is None:
-            with trio.move_on_after(ASK_DEADLINE):
-                await self._look_around()
+            await self._put("any")
         return self._catalog.default
 
     def statistics(self) -> WarmupStatistics:
@@ -165,7 +171,7 @@ class Warmup:
         """Start to answer questions, until the configuration changes."""
         while not isinstance(question := await self._receive.receive(), _Change):
             question.begun = True
-            nursery.start_soon(self._answer, question, name=f"ask for {question.ref or 'all'}")
+            nursery.start_soon(self._answer, question, name=f"ask for {question.ref}")
         return question
 
     def _take_up(self, change: _Change) -> None:
@@ -333,10 +339,13 @@ class Warmup:
         question.settled.set()
 
     async def _answer(self, question: _Question) -> None:
-        if question.ref is None:
+        if isinstance(question.ref, ModelRef):
+            await self._find(question, question.ref)
+        elif question.ref == "all":
             await self._scan(question)
         else:
-            await self._find(question, question.ref)
+            await self._look_around()
+            self._settled(question)
 
     async def _find(self, question: _Question, ref: ModelRef) -> None:
         """Let the provider's list arrive, then ask its hook. A hook that fails says that it does not have the model."""

@@ -73,7 +73,9 @@ class LocalProvider:
         """As the protocol says."""
         if not self._engines or any(not engine.is_over() for engine in self._engines.values()):
             return ""
-        return f"unloaded, as after {self._idle_unload:.0f} s without a message; the next one loads it again"
+        idle = all(engine.life.cancel_called for engine in self._engines.values())
+        why = f"unloaded after {self._idle_unload:.0f} s without a message" if idle else "its process ended"
+        return f"{why}; the next message loads it again"
 
     async def discover(self) -> Sequence[ModelInfo]:
         """The files that are there now.

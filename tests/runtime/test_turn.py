@@ -168,7 +168,9 @@ async def test_when_the_summary_fails_the_oldest_turns_are_left_out_and_the_answ
     async with open_test_runtime(tmp_path, config=ONLY, providers=providers) as host:
         for number in range(7):
             assert (await host.ask(f"{number} {LONG}", run_id=f"r{number}")).text == "ok"
-        assert compactions(host, "r6") == [("start", False, False), ("end", False, False)]
+        told = [found for number in range(7) if (found := compactions(host, f"r{number}"))]
+        assert {*map(tuple, told)} == {(("start", False, False), ("end", False, False))}
+        assert len(told) == (1 if step == [1_000.0] else 2), "people wait for a silent model once"
         last = spoken(model.requests[-1].messages)
         assert last == list(map(str, range(7)))[-len(last) :] and len(last) > 2
         assert [r for r in host.log if "was not summarised" in r.message] and not host.faults()

@@ -140,6 +140,7 @@ async def test_a_killed_engine_fails_its_run_and_the_next_message_starts_another
                 async for _ in batches:
                     child_of(provider).kill()
         first = child_of(provider)
+        assert provider.rest == "its process ended; the next message loads it again"
         events = await answer(provider, ask(model, "Hello"))
         assert child_of(provider).pid != first.pid
 
@@ -175,7 +176,7 @@ async def test_an_idle_engine_is_unloaded_and_comes_back(tmp_path: Path) -> None
         first = child_of(provider)
         with trio.fail_after(5):
             await first.wait()
-        assert "unloaded" in provider.rest
+        assert "unloaded after" in provider.rest
         async with provider.stream(ask(model, "Hello")) as batches:
             assert provider.rest == ""
             async for _ in batches:
