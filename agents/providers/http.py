@@ -74,18 +74,15 @@ class Response:
 class HttpClient:
     """Sends requests over kept-alive connections. May be shared by providers and tasks.
 
-    With `uds` every request goes to that Unix socket, whatever host its URL names. `tls` replaces the context that
-    trusts the system's certificates, `patience` stands for `PATIENCE`. `environ`
-    names proxies and certificates, `trust` what else to believe of a server, by the `host:port` of its URL. Opens
-    nothing before the first request; `aclose` closes what is kept.
+    With `uds` every request goes to that Unix socket, whatever host its URL names. `patience` stands for `PATIENCE`.
+    `environ` names proxies and certificates, `trust` what else to believe of a server, by the `host:port` of its URL.
+    Opens nothing before the first request; `aclose` closes what is kept.
     """
 
     def __init__(
         self,
         *,
         uds: str | None = None,
-        connect: float = CONNECT_LIMIT,
-        tls: ssl.SSLContext | None = None,
         patience: float = PATIENCE,
         environ: Mapping[str, str] | None = None,
         trust: Mapping[str, Trust] | None = None,
@@ -94,8 +91,6 @@ class HttpClient:
         self._environ = environ or {}
         self._trust = trust or {}
         self._uds = uds
-        self._connect_limit = connect
-        self._tls = tls
         self._contexts: dict[Trust, ssl.SSLContext] = {}
         self._kept: dict[tuple[bool, str], list[_Connection]] = {}
         self._closed = False
@@ -186,7 +181,7 @@ class HttpClient:
         proxy = None if self._uds else proxy_of(target.secure, target.host, target.port, self._environ)
         name = f"the proxy {proxy.host}:{proxy.port}, named in {proxy.variable}," if proxy else target.name
         try:
-            with trio.fail_after(self._connect_limit):
+            with trio.fail_after(CONNECT_LIMIT):
                 if self._uds:
                     stream = await trio.open_unix_socket(self._uds)
                 else:
@@ -199,7 +194,7 @@ class HttpClient:
             return _Connection(stream, stream, target, self.patience, proxy)
         try:
             if proxy is not None:
-                with trio.fail_after(self._connect_limit):
+                with trio.fail_after(CONNECT_LIMIT):
                     await open_tunnel(stream, proxy, target.authority)
             return _Connection(stream, await self._secure(stream, target), target, self.patience)
         except trio.TooSlowError:
@@ -212,13 +207,13 @@ class HttpClient:
     async def _secure(self, stream: trio.SocketStream, target: Target) -> trio.abc.Stream:
         trust = self._trust.get(target.name, Trust())
         async with self._tls_lock:
-            context = self._tls or self._contexts.get(trust)
+            context = self._contexts.get(trust)
             if context is None:
                 context = await trio.to_thread.run_sync(tls_context, trust, self._environ)
                 self._contexts[trust] = context
         secured = trio.SSLStream(stream, context, server_hostname=target.host, https_compatible=True)
         try:
-            with trio.fail_after(self._connect_limit):
+            with trio.fail_after(CONNECT_LIMIT):
                 await secured.do_handshake()
         except trio.TooSlowError:
             raise _unreachable(target.name, "timeout", "no answer") from None

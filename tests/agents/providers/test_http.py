@@ -331,7 +331,7 @@ async def secure_url(server, nursery, authority) -> str:
 
 @pytest.fixture
 async def trusting(authority):
-    client = HttpClient(tls=ssl.create_default_context(cafile=str(authority)))
+    client = HttpClient(environ={"SSL_CERT_FILE": str(authority)})
     yield client
     await client.aclose()
 
@@ -490,7 +490,7 @@ async def test_an_answer_over_tls_that_comes_late_is_told_of_and_arrives(
     server, secure_url, authority, patient_clock, patience, told
 ):
     server.answers = [[10.0, OK]]
-    client = HttpClient(tls=ssl.create_default_context(cafile=str(authority)), patience=patience)
+    client = HttpClient(environ={"SSL_CERT_FILE": str(authority)}, patience=patience)
     words: list[str] = []
     async with client.stream("GET", secure_url, {}, idle=30, late=words.append) as response:
         assert await response.body() == b"{}"
