@@ -5,6 +5,7 @@ this hands over what one network read held in one piece and costs about half the
 """
 
 import ipaddress
+import re
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -34,6 +35,8 @@ BODY_LIMIT = 8 << 20
 READ_SIZE = 1 << 16
 PATIENCE = 20.0
 """Seconds in which people should know what is wrong: so long requests are tried again, and silence is not told of."""
+
+_CHUNK = re.compile(rb"0*([1-9a-fA-F][0-9a-fA-F]{0,5})\r\n")
 
 _Tell = Callable[[], None]
 _Late = Callable[[str], object]
@@ -241,6 +244,8 @@ class _Connection:
         self._wire = h11.Connection(h11.CLIENT)
         self._ended = False
         self._heard = False
+        self._whole = False
+        """The last thing that was read of a body is the end of a chunk."""
         self._late: _Late = str
         self._patience = patience
         self._proxy = proxy
@@ -278,7 +283,7 @@ class _Connection:
     ) -> h11.Response:
         send = self._wire.send
         self._late = late
-        self._heard = False
+        self._heard = self._whole = False
         path = target.path
         if self._proxy is not None:
             path, headers = f"http://{target.name}{path}", {**headers, **self._proxy.headers}
@@ -303,6 +308,7 @@ class _Connection:
             event = self._next_event()
             if isinstance(event, h11.Data):
                 parts.append(event.data)
+                self._whole = event.chunk_end
             elif event is h11.NEED_DATA:
                 if parts:
                     break  # more would have to be waited for
@@ -325,7 +331,8 @@ class _Connection:
             raise _silent(self.name, idle)
         self._ended = not data
         self._heard = self._heard or bool(data)
-        self._wire.receive_data(data)
+        at_chunk = self._whole and not self._wire.trailing_data[0]
+        self._wire.receive_data(_merged(data) if at_chunk else data)
 
     async def _wait(self, seconds: float) -> bytes | None:
         with trio.move_on_after(seconds):
@@ -335,6 +342,16 @@ class _Connection:
                 self._ended = True
                 raise _cut(self.name) from error
         return None
+
+
+def _merged(data: bytes) -> bytes:
+    """The whole chunks that `data` begins with, as one: for each, h11 takes twice as long as to read what it holds."""
+    parts, at = list[bytes](), 0
+    while (found := _CHUNK.match(data, at)) and data.startswith(b"\r\n", end := found.end() + int(found[1], 16)):
+        parts.append(data[found.end() : end])
+        at = end + 2
+    whole = b"".join(parts)
+    return b"%x\r\n%b\r\n%b" % (len(whole), whole, data[at:]) if len(parts) > 1 else data
 
 
 def _refused_handshake(name: str, error: BaseException) -> ProviderError:
