@@ -9,11 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import h11
 import pytest
 import trio
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from triops.agents.errors import ProviderError
 from triops.agents.providers.faults import Faults
@@ -23,6 +26,7 @@ from triops.agents.providers.http import (
     KEEP_ALIVE,
     LOCAL_IDLE,
     HttpClient,
+    _merged,
     default_idle,
 )
 from triops.agents.providers.routes import Trust
@@ -331,7 +335,7 @@ async def secure_url(server, nursery, authority) -> str:
 
 @pytest.fixture
 async def trusting(authority):
-    client = HttpClient(tls=ssl.create_default_context(cafile=str(authority)))
+    client = HttpClient(environ={"SSL_CERT_FILE": str(authority)})
     yield client
     await client.aclose()
 
@@ -490,9 +494,40 @@ async def test_an_answer_over_tls_that_comes_late_is_told_of_and_arrives(
     server, secure_url, authority, patient_clock, patience, told
 ):
     server.answers = [[10.0, OK]]
-    client = HttpClient(tls=ssl.create_default_context(cafile=str(authority)), patience=patience)
+    client = HttpClient(environ={"SSL_CERT_FILE": str(authority)}, patience=patience)
     words: list[str] = []
     async with client.stream("GET", secure_url, {}, idle=30, late=words.append) as response:
         assert await response.body() == b"{}"
     assert len(words) == told
     await client.aclose()
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    words=st.lists(st.binary(min_size=1, max_size=30), max_size=8),
+    form=st.sampled_from([b"%x\r\n", b"00%X\r\n", b"%x;a=b\r\n"]),
+    data=st.data(),
+)
+def test_merged_chunks_say_what_they_said(words, form, data):
+    body = b"".join(form % len(word) + word + b"\r\n" for word in words)
+    cut = data.draw(st.integers(0, len(body)))
+    wire = h11.Connection(h11.CLIENT)
+    wire.send(h11.Request(method="GET", target="/", headers=[("host", "x")]))
+    wire.send(h11.EndOfMessage())
+    wire.receive_data(CHUNKED + _merged(body[:cut]) + body[cut:] + b"0\r\n\r\n")
+    events = list(iter(wire.next_event, h11.NEED_DATA))
+    assert isinstance(events[-1], h11.EndOfMessage)
+    assert b"".join(bytes(event.data) for event in events if isinstance(event, h11.Data)) == b"".join(words)
+
+
+@pytest.mark.parametrize("cut", range(9))
+async def test_chunks_arrive_wherever_they_are_cut(server, http, patient_clock, cut):
+    body = b"3\r\none\r\n" * 3
+    server.answers = [[CHUNKED + b"3\r\none\r\n" + body[:cut], 1.0, body[cut:] + body + b"0\r\n\r\n"]]
+    for _ in range(2):  # the second over the same connection
+        async with http.stream("GET", server.url, {}) as response:
+            assert await response.body() == b"one" * 7
+    assert server.connections == 1
