@@ -30,7 +30,7 @@ from triops.runtime.runs.state import RunState
 
 HEALTH_EVERY = 60.0  # seconds
 UNAUTHENTICATED_PER_ADDRESS = 32  # sockets that asked and have shown no secret; past it 503, and HTTP is not kept alive
-SILENT_PER_ADDRESS, SILENT = 128, 512  # sockets without a whole head yet; past them the oldest makes room, by 503
+SILENT_PER_ADDRESS, SILENT = 512, 1024  # sockets without a whole head yet; past them the oldest makes room, by 503
 BACKLOG = 1024  # a burst of connects waits in the kernel, and is answered 503 rather than reset
 GRACE = 10.0  # seconds that runs may take to finish when the gateway stops
 CLOSE_GRACE = 2.0  # seconds for the goodbyes
