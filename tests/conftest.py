@@ -10,4 +10,5 @@ from tests.kit import canary
 def secrets_stay_at_home(tmp_path_factory: pytest.TempPathFactory) -> Generator[None]:
     with canary.watched():
         yield
-    assert not list(canary.leaks(tmp_path_factory.getbasetemp()))
+    leaks = list(canary.leaks(tmp_path_factory.getbasetemp()))
+    assert not leaks, "\n".join(leaks)
