@@ -138,12 +138,11 @@ class Gateway:
         Raises:
             HeadError: as `read_head`, or it made room for others (503).
         """
-        if len(self._silent) >= SILENT_PER_ADDRESS:
-            near = [scope for scope, other in self._silent.items() if other == address]
-            if len(near) >= SILENT_PER_ADDRESS or len(self._silent) >= SILENT:
-                oldest = near[0] if len(near) >= SILENT_PER_ADDRESS else next(iter(self._silent))
-                del self._silent[oldest]
-                oldest.cancel(reason="others wait as well")
+        near = [scope for scope, other in self._silent.items() if other == address]
+        if len(near) >= SILENT_PER_ADDRESS or len(self._silent) >= SILENT:
+            oldest = near[0] if len(near) >= SILENT_PER_ADDRESS else next(iter(self._silent))
+            del self._silent[oldest]
+            oldest.cancel(reason="others wait as well")
         with trio.CancelScope() as scope:
             self._silent[scope] = address
             try:
