@@ -30,7 +30,7 @@ from triops.runtime.runs.state import RunState
 
 HEALTH_EVERY = 60.0  # seconds
 UNAUTHENTICATED_PER_ADDRESS = 32  # sockets that asked and have shown no secret; past it 503, and HTTP is not kept alive
-SILENT_PER_ADDRESS, SILENT = 128, 512  # sockets without a whole head yet; past them the oldest makes room, by 503
+SILENT_PER_ADDRESS, SILENT = 512, 1024  # sockets without a whole head yet; past them the oldest makes room, by 503
 BACKLOG = 1024  # a burst of connects waits in the kernel, and is answered 503 rather than reset
 GRACE = 10.0  # seconds that runs may take to finish when the gateway stops
 CLOSE_GRACE = 2.0  # seconds for the goodbyes
@@ -138,12 +138,11 @@ class Gateway:
         Raises:
             HeadError: as `read_head`, or it made room for others (503).
         """
-        if len(self._silent) >= SILENT_PER_ADDRESS:
-            near = [scope for scope, other in self._silent.items() if other == address]
-            if len(near) >= SILENT_PER_ADDRESS or len(self._silent) >= SILENT:
-                oldest = near[0] if len(near) >= SILENT_PER_ADDRESS else next(iter(self._silent))
-                del self._silent[oldest]
-                oldest.cancel(reason="others wait as well")
+        near = [scope for scope, other in self._silent.items() if other == address]
+        if len(near) >= SILENT_PER_ADDRESS or len(self._silent) >= SILENT:
+            oldest = near[0] if len(near) >= SILENT_PER_ADDRESS else next(iter(self._silent))
+            del self._silent[oldest]
+            oldest.cancel(reason="others wait as well")
         with trio.CancelScope() as scope:
             self._silent[scope] = address
             try:

@@ -10,7 +10,7 @@ from triops.runtime.boundaries import contain
 from triops.runtime.errors import RuntimeFault
 from triops.runtime.events import RunEnded, RuntimeEvent
 from triops.runtime.logs import Log
-from triops.runtime.runs.state import RunState, Terminal
+from triops.runtime.runs.state import Delivery, RunState, Terminal
 
 
 class Deliveries:
@@ -18,33 +18,28 @@ class Deliveries:
 
     def __init__(self, log: Log) -> None:
         self._log = log
-        self._ended: list[RunEnded] = []
+        self._waiting: list[tuple[str, Delivery, str]] = []
         self._bell = trio.Event()
 
     def hear(self, event: RuntimeEvent) -> None:
         """A listener of the bus."""
-        if isinstance(event, RunEnded) and event.run.delivery is not None and told(event.terminal):
-            self._ended.append(event)
+        if isinstance(event, RunEnded) and (delivery := event.run.delivery) and (text := told(event.terminal)):
+            self._waiting.append((event.run.run_id, delivery, f"{delivery.name}: {text}"))
             self._bell.set()
 
     async def run(self, wake: Callable[..., Awaitable[None]]) -> NoReturn:
         """Deliver by `Heartbeat.wake` until cancelled."""
         while True:
-            while self._ended:
+            while self._waiting:
+                run_id, delivery, words = self._waiting.pop(0)
                 with contain(self._log, "the end of a run could not be delivered"):
-                    await self._deliver(self._ended.pop(0), wake)
+                    try:
+                        await wake(words, mode=delivery.mode, session_key=delivery.to)
+                    except RuntimeFault as fault:  # there is no turn for it now: it waits there to be read
+                        self._log.warning("the end of a run is told without a turn", run=run_id, reason=fault)
+                        await wake(words, mode="next-heartbeat", session_key=delivery.to)
             self._bell = trio.Event()
             await self._bell.wait()
-
-    async def _deliver(self, ended: RunEnded, wake: Callable[..., Awaitable[None]]) -> None:
-        delivery = ended.run.delivery
-        assert delivery is not None
-        words = f"{delivery.name}: {told(ended.terminal)}"
-        try:
-            await wake(words, mode=delivery.mode, session_key=delivery.to)
-        except RuntimeFault as fault:  # there is no turn for it now: it waits there to be read
-            self._log.warning("the end of a run is told without a turn", run=ended.run.run_id, reason=fault)
-            await wake(words, mode="next-heartbeat", session_key=delivery.to)
 
 
 def told(terminal: Terminal) -> str:

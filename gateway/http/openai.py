@@ -4,8 +4,7 @@ The wire of each API is its own file's."""
 import base64
 import binascii
 import re
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -31,6 +30,7 @@ from triops.runtime.store import sessions as stored
 
 KEEP_ALIVE = 15.0  # seconds of silence after which a stream gets a comment
 ACCEPT_LIMIT = 10.0  # seconds
+DONE = b"data: [DONE]\n\n"
 EMPTY = "No response from OpenClaw."
 _RESERVED = ("subagent:", "cron:", "acp:")
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+);base64,(.*)", re.DOTALL)
@@ -188,8 +188,8 @@ def wishes(
     limit: int | None,
     temperature: float | None,
     params: dict[str, Any],
-) -> tuple[Wishes, bool]:
-    """What the model is asked to keep to, and whether it must call one of the caller's tools.
+) -> Wishes:
+    """What the model is asked to keep to.
 
     Raises:
         WireError: the choice is a tool that was not given, or there is none to choose from.
@@ -200,25 +200,22 @@ def wishes(
         tools = [tool for tool in tools if tool.name == name]
     if must and not tools:
         raise bad("tool_choice: there is no such tool among `tools`")
-    wanted = Wishes(
+    return Wishes(
         tools=() if choice == "none" else tuple(tools),
         only_those=must,
         max_tokens=limit,
         temperature=temperature,
         params={name: value for name, value in params.items() if value is not None},
     )
-    return wanted, must
 
 
-def submission(
-    asked: Asked, said: Sequence[Said], where: str, *, key: str, run_id: str, wanted: Wishes, must: bool
-) -> Submission:
+def submission(asked: Asked, said: Sequence[Said], where: str, *, key: str, run_id: str, wanted: Wishes) -> Submission:
     """The run of a request."""
     text, images, system = prompt(said, where)
     override = asked.head.get(b"x-openclaw-model")
     if override is not None:
         require_scope(ADMIN, asked.call.peer.scopes)
-    if must:
+    if wanted.only_those:
         system += f"\n\nAnswer by calling one of these tools: {', '.join(tool.name for tool in wanted.tools)}."
     size = len(system.encode()) + len(msgspec.json.encode(wanted))
     if size > intake.MAX_TEXT:
@@ -243,23 +240,46 @@ def submission(
 # -- following a run -----------------------------------------------------------------------------------------------
 
 
-@asynccontextmanager
-async def started(call: Call, wanted: Submission) -> AsyncGenerator[Feed]:
-    """Have a run accepted and follow it; who leaves the block before its end stops it."""
-    runs = call.services.runtime.runs
+async def answered(
+    asked: Asked,
+    wanted: Submission,
+    stream: Stream | None,
+    opening: bytes,
+    render: Callable[[str], bytes],
+    failed: Callable[[WireError], bytes],
+) -> tuple["Reply", str] | None:
+    """Have a run accepted and follow it to its end: what it gave, and the words that were told. None when it failed
+    after the first of them and the stream said so. Who leaves before its end stops it.
+
+    Raises:
+        WireError: it failed before.
+    """
+    call, runs = asked.call, asked.call.services.runtime.runs
     with call.services.feeds.follow(wanted.run_id) as feed:
         call.park()
         with trio.fail_after(ACCEPT_LIMIT, shield=True):  # cancelled here, nobody would stop a run that is accepted
             await runs.submit(wanted)
         try:
-            yield feed
+            terminal, text = await _tell(feed, stream, opening, render)
+            reply = await _reply_of(call, wanted, feed, terminal)
+        except WireError as error:
+            if stream is None or not stream.begun:
+                raise
+            await stream.send(failed(error) + DONE)
+            return None
         finally:
             run = runs.open_run(wanted.run_id)
             if run is not None:
                 runs.abort(run, "rpc")
+    if stream is not None and not stream.begun:
+        await stream.send(opening)
+    if stream is not None and not text and not reply.calls:
+        text = EMPTY
+        await stream.send(render(text))
+    return reply, text
 
 
-async def tell(
+async def _tell(
     feed: Feed, stream: Stream | None, opening: bytes, render: Callable[[str], bytes]
 ) -> tuple[Terminal, str]:
     """Send a run's words as they come, however many are there, until its end; that, and all the words.
@@ -301,7 +321,7 @@ class Reply(msgspec.Struct, frozen=True):
     """The model reached its limit of tokens."""
 
 
-async def reply_of(call: Call, wanted: Submission, feed: Feed, terminal: Terminal, *, must: bool) -> Reply:
+async def _reply_of(call: Call, wanted: Submission, feed: Feed, terminal: Terminal) -> Reply:
     """What the run gave.
 
     Raises:
@@ -313,7 +333,9 @@ async def reply_of(call: Call, wanted: Submission, feed: Feed, terminal: Termina
     if terminal.state is RunState.FINAL and message is not None:
         names = {tool.name for tool in wanted.wishes.tools}
         calls = tuple(called for called in message.tool_calls if called.name in names)
-        words = "the model called none of the tools that it had to call" if must and not calls else ""
+        words = (
+            "the model called none of the tools that it had to call" if wanted.wishes.only_those and not calls else ""
+        )
     if words or message is None:
         retry = terminal.stop_reason == "restart" or None
         raise WireError("UNAVAILABLE", words, details={"code": "RUN_FAILED", "runId": wanted.run_id}, retryable=retry)
@@ -337,11 +359,6 @@ async def _usage_of(call: Call, wanted: Submission) -> Usage:
 
 def tokens_in(usage: Usage) -> int:
     return usage.input + usage.cache_read + usage.cache_write
-
-
-def error_of(error: WireError) -> dict[str, Any]:
-    """A failure within a stream."""
-    return {"message": str(error), "type": "api_error", "code": (error.shape.details or {}).get("code"), "param": None}
 
 
 def arguments_of(called: ToolCall) -> str:

@@ -10,13 +10,12 @@ from triops.agents.model import ToolSchema
 from triops.gateway.errors import WireError
 from triops.gateway.http import openai
 from triops.gateway.http.exchange import sse
-from triops.gateway.http.openai import Reply, Said
-from triops.gateway.http.table import Asked, route
+from triops.gateway.http.openai import DONE, Reply, Said
+from triops.gateway.http.table import Asked, refusal, route
 from triops.gateway.schema.openai import ChatCompletions, ChatMessage
 from triops.gateway.scopes import WRITE
 
 ARGUMENTS = 256  # characters of a call's arguments in one chunk
-DONE = b"data: [DONE]\n\n"
 
 
 @route(
@@ -38,7 +37,7 @@ async def chat_completions(asked: Asked) -> Any:
         for tool in body.tools or ()
     ]
     names = ("top_p", "frequency_penalty", "presence_penalty", "seed", "stop", "response_format")
-    wishes, must = openai.wishes(
+    wishes = openai.wishes(
         tools,
         body.tool_choice,
         limit=body.max_completion_tokens or body.max_tokens,
@@ -47,33 +46,30 @@ async def chat_completions(asked: Asked) -> Any:
     )
     said = [one for message in body.messages for one in _said(message)]
     key = openai.session_key(asked, agent, body.user, "openai")
-    wanted = openai.submission(asked, said, "messages", key=key, run_id=id, wanted=wishes, must=must)
+    wanted = openai.submission(asked, said, "messages", key=key, run_id=id, wanted=wishes)
     kind = "chat.completion.chunk" if body.stream else "chat.completion"
     head = {"id": id, "object": kind, "created": asked.call.services.runtime.clock() // 1000, "model": body.model}
 
     def chunk(delta: dict[str, Any], finish: str | None = None) -> bytes:
         return sse(head | {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]})
 
-    opening = chunk({"role": "assistant"})
     stream = asked.stream if body.stream else None
-    async with openai.started(asked.call, wanted) as feed:
-        terminal, text = await openai.tell(feed, stream, opening, lambda new: chunk({"content": new}))
-        try:
-            reply = await openai.reply_of(asked.call, wanted, feed, terminal, must=must)
-        except WireError as error:
-            if stream is None or not stream.begun:
-                raise
-            await stream.send(sse({"error": openai.error_of(error)}) + DONE)
-            return None
+
+    def failed(error: WireError) -> bytes:
+        return sse(refusal(error.shape, "openai").payload)
+
+    followed = await openai.answered(
+        asked, wanted, stream, chunk({"role": "assistant"}), lambda new: chunk({"content": new}), failed
+    )
+    if followed is None:
+        return None
+    reply, _ = followed
     if stream is None:
         return head | {
             "choices": [{"index": 0, "message": _message(reply), "finish_reason": _finish(reply)}],
             "usage": _usage(reply),
         }
-    rest = b"" if stream.begun else opening
-    if not text and not reply.calls:
-        rest += chunk({"content": openai.EMPTY})
-    rest += b"".join(map(chunk, _call_deltas(reply))) + chunk({}, _finish(reply))
+    rest = b"".join(map(chunk, _call_deltas(reply))) + chunk({}, _finish(reply))
     if body.stream_options and body.stream_options.include_usage:
         rest += sse(head | {"choices": [], "usage": _usage(reply)})
     await stream.send(rest + DONE)

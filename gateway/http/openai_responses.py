@@ -9,8 +9,7 @@ from triops.agents.model import ToolSchema
 from triops.gateway.errors import WireError
 from triops.gateway.http import openai
 from triops.gateway.http.exchange import sse
-from triops.gateway.http.openai import Reply, Said
-from triops.gateway.http.openai_chat import DONE
+from triops.gateway.http.openai import DONE, Reply, Said
 from triops.gateway.http.table import Asked, route
 from triops.gateway.schema.openai import Item, Responses
 from triops.gateway.scopes import WRITE
@@ -29,32 +28,21 @@ from triops.runtime.runs.state import Submission
 async def responses(asked: Asked) -> Any:
     """A reply to a conversation, as OpenAI's responses."""
     body: Responses = asked.body
-    wanted, must = await submission(asked, body, f"resp_{uuid4()}", "openresponses")
+    wanted = await submission(asked, body, f"resp_{uuid4()}", "openresponses")
     made = _Made(wanted.run_id, asked.call.services.runtime.clock() // 1000, body.model)
     stream = asked.stream if body.stream else None
-    async with openai.started(asked.call, wanted) as feed:
-        terminal, text = await openai.tell(feed, stream, made.opening(), made.delta)
-        try:
-            reply = await openai.reply_of(asked.call, wanted, feed, terminal, must=must)
-        except WireError as error:
-            if stream is None or not stream.begun:
-                raise
-            await stream.send(made.failed(error) + DONE)
-            return None
+    followed = await openai.answered(asked, wanted, stream, made.opening(), made.delta, made.failed)
+    if followed is None:
+        return None
+    reply, text = followed
     if stream is None:
         return made.resource(reply, reply.text)
-    opening = b"" if stream.begun else made.opening()
-    if not text and not reply.calls:
-        text = openai.EMPTY
-        opening += made.delta(text)
-    await stream.send(opening + made.ending(reply, text) + DONE)
+    await stream.send(made.ending(reply, text) + DONE)
     return None
 
 
-async def submission(
-    asked: Asked, body: Responses, run_id: str, prefix: str, session: str | None = None
-) -> tuple[Submission, bool]:
-    """The run of a request, and whether it must call one of the caller's tools."""
+async def submission(asked: Asked, body: Responses, run_id: str, prefix: str, session: str | None = None) -> Submission:
+    """The run of a request."""
     agent = openai.agent_of(asked, body.model)
     tools = [
         ToolSchema(tool.name, tool.description or "", tool.parameters or {"type": "object"})
@@ -62,7 +50,7 @@ async def submission(
     ]
     params = {"top_p": body.top_p}
     limit, warmth = body.max_output_tokens, body.temperature
-    wishes, must = openai.wishes(tools, body.tool_choice, limit=limit, temperature=warmth, params=params)
+    wishes = openai.wishes(tools, body.tool_choice, limit=limit, temperature=warmth, params=params)
     key = openai.session_key(asked, agent, body.user, prefix, session)
     if body.previous_response_id is not None:
         before = await asked.call.services.runtime.runs.find(body.previous_response_id)
@@ -70,7 +58,7 @@ async def submission(
             raise openai.bad(f"previous_response_id: {body.previous_response_id!r} is no response of this agent")
         key = before.session.key
     said = [Said("system", body.instructions), *_said(body.input)]
-    return openai.submission(asked, said, "input", key=key, run_id=run_id, wanted=wishes, must=must), must
+    return openai.submission(asked, said, "input", key=key, run_id=run_id, wanted=wishes)
 
 
 def _said(given: str | tuple[Item, ...]) -> Iterable[Said]:
@@ -98,7 +86,6 @@ class _Made:
         self._speaks = False
 
     def opening(self) -> bytes:
-        self._events = 0
         begun = self._resource("in_progress", [], None)
         return self._event("response.created", response=begun) + self._event("response.in_progress", response=begun)
 

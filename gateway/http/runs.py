@@ -34,7 +34,7 @@ async def start(asked: Asked) -> Any:
     run_id = given or f"run_{uuid4()}"
     known = await services.runtime.runs.find(run_id) if given else None
     session = body.session_key or (known.session.key if known is not None and not body.user else None)
-    wanted, _ = await submission(asked, body, run_id, "run", session)
+    wanted = await submission(asked, body, run_id, "run", session)
     with services.feeds.follow(run_id):
         new = services.feeds.keep(run_id)  # before it is accepted, so that nothing is missed
         over = True

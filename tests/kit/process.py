@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import trio
+from tests.kit import canary
 from tests.kit.wire import HttpAnswer, read_answer
 
 from triops.gateway.client import GatewayClient, open_client
@@ -46,6 +47,7 @@ class Home:
             done = await trio.run_process(
                 [*COMMAND, *arguments], env=self.environ, capture_stdout=True, capture_stderr=True, check=False
             )
+        canary.check(b"\n".join([done.stderr, *map(str.encode, arguments)]), "a command")
         return Ran(done.returncode, done.stdout.decode(), done.stderr.decode())
 
     def spawn(self, *arguments: str) -> "subprocess.Popen[bytes]":

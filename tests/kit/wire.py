@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import h11
 import trio
 import wsproto.events as ws
+from tests.kit import canary
 from wsproto import ConnectionType, WSConnection
 
 LIMIT = 10.0  # seconds that a test waits for anything; bounded, and far above what it takes
@@ -116,7 +117,9 @@ class Client:
                 case ws.TextMessage():
                     self._parts += event.data
                     if event.message_finished:
-                        self.frames.append(json.loads(self._parts))
+                        self.frames.append(frame := json.loads(self._parts))
+                        if not frame.get("ok"):
+                            canary.check(self._parts, "an event or a refusal")
                         self._parts = ""
                 case ws.Ping():
                     self.pings += 1
@@ -237,6 +240,8 @@ async def next_answer(
                 assert head is not None
                 headers = {name.decode(): value.decode() for name, value in head.headers}
                 text = body.decode("utf-8")
+                if head.status_code >= 400:
+                    canary.check(text, "an error answer")
                 is_json = headers.get("content-type", "").startswith("application/json")
                 return HttpAnswer(head.status_code, headers, json.loads(text) if text and is_json else text or None)
             elif isinstance(event, h11.ConnectionClosed):
