@@ -328,7 +328,9 @@ _REQUIREMENTS: dict[Reason, tuple[str, str]] = {
 
 
 def _held(facts: Facts, device: PairedDevice | None, reason: Reason, requested: tuple[str, ...]) -> Refuse:
-    pending = _pending(facts, device, requested)
+    wanted = msgspec.structs.replace(_approved(facts, device, requested), remote_ip=facts.address)
+    again, new_id = device is not None, facts.new_request_id
+    pending = pairing_request(wanted, facts.pending, requested, now=facts.now_ms, new_id=new_id, is_repair=again)
     requirement, hint = _REQUIREMENTS[reason]
     message = f"pairing required: {requirement}"
     details: dict[str, Any] = {
@@ -349,36 +351,24 @@ def _held(facts: Facts, device: PairedDevice | None, reason: Reason, requested: 
     )
 
 
-def _pending(facts: Facts, device: PairedDevice | None, requested: tuple[str, ...]) -> PendingPairing:
-    """The device's live request if it covers this one, refreshed; else a new one in its place."""
-    client, proof = facts.params.client, facts.params.device
-    assert proof is not None and facts.public_key is not None
-    if (live := _refreshed(facts.pending, facts.public_key, requested, facts.now_ms)) is not None:
-        return live
-    return PendingPairing(
-        request_id=facts.new_request_id,
-        device_id=proof.id,
-        public_key=facts.public_key,
-        display_name=client.display_name,
-        platform=client.platform,
-        device_family=client.device_family,
-        client_id=client.id,
-        client_mode=client.mode,
-        role="operator",
-        roles=("operator",),
-        scopes=requested,
-        remote_ip=facts.address,
-        is_repair=device is not None,
-        ts=facts.now_ms,
-    )
-
-
-def upgrade(
-    device: PairedDevice, pending: PendingPairing | None, scopes: tuple[str, ...], *, now: int, new_id: str
+def pairing_request(
+    device: PairedDevice,
+    live: PendingPairing | None,
+    scopes: tuple[str, ...],
+    *,
+    now: int,
+    new_id: str,
+    is_repair: bool = True,
 ) -> PendingPairing:
-    """The request of a paired device for `scopes`: the one that waits if it covers them, else a new one."""
-    if (live := _refreshed(pending, device.public_key, scopes, now)) is not None:
-        return live
+    """What a device as `device` describes it asks for: its `live` request, refreshed, if that covers `scopes`; else a
+    new one in its place."""
+    if (
+        live is not None
+        and now < live.ts + PENDING_TTL_MS
+        and live.public_key == device.public_key
+        and covers(live.scopes, scopes)
+    ):
+        return msgspec.structs.replace(live, ts=now)
     return PendingPairing(
         request_id=new_id,
         device_id=device.device_id,
@@ -390,19 +380,11 @@ def upgrade(
         client_mode=device.client_mode,
         role="operator",
         roles=("operator",),
-        scopes=_union(scopes, ()),
+        scopes=tuple(dict.fromkeys(scopes)),
         remote_ip=device.remote_ip,
-        is_repair=True,
+        is_repair=is_repair,
         ts=now,
     )
-
-
-def _refreshed(
-    live: PendingPairing | None, public_key: str, requested: tuple[str, ...], now: int
-) -> PendingPairing | None:
-    if live is None or now >= live.ts + PENDING_TTL_MS or live.public_key != public_key:
-        return None
-    return msgspec.structs.replace(live, ts=now) if covers(live.scopes, requested) else None
 
 
 def _backend(facts: Facts, method: AuthMethod | None) -> bool:

@@ -18,7 +18,7 @@ from triops.gateway.pairing import (
     Refuse,
     decide,
     is_local_backend,
-    upgrade,
+    pairing_request,
 )
 from triops.gateway.schema.connect import ConnectParams
 from triops.runtime.secrets import Secret
@@ -424,7 +424,8 @@ def test_local_approval_can_be_switched_off() -> None:
 
 
 def test_more_scopes_are_approved_silently_for_the_shared_secret() -> None:
-    decision = admitted(decide(facts(connect(scopes=[WRITE]), device=paired(READ, display_name="mine"))))
+    known = paired(READ, display_name="mine", operator_label="the phone")
+    decision = admitted(decide(facts(connect(scopes=[WRITE]), device=known)))
     assert decision.scopes == (WRITE,)
     device = decision.device
     assert device is not None
@@ -434,7 +435,7 @@ def test_more_scopes_are_approved_silently_for_the_shared_secret() -> None:
         5,
         NOW,
     )
-    assert device.display_name == "mine"
+    assert (device.display_name, device.operator_label) == ("mine", "the phone")
     # The token is renewed, and can still what the last one could.
     assert decision.token is not None
     assert decision.token == DeviceToken(
@@ -695,9 +696,13 @@ def test_a_broader_late_or_strange_request_is_a_new_one(waiting: PendingPairing)
 
 def test_a_device_that_asks_for_more_waits_like_one_that_is_held() -> None:
     device = paired(READ, display_name="phone", device_family="ios", remote_ip="203.0.113.7")
-    made = upgrade(device, None, (READ, ADMIN, READ), now=NOW, new_id="new-request")
+    made = pairing_request(device, None, (READ, ADMIN, READ), now=NOW, new_id="new-request")
     params = connect(client_fields={"displayName": "phone", "deviceFamily": "ios"})
     assert made == held(params=params, device=device).pending
-    assert upgrade(device, made, (READ,), now=NOW + 1, new_id="other") == msgspec.structs.replace(made, ts=NOW + 1)
-    assert upgrade(device, made, (WRITE, "operator.pairing"), now=NOW, new_id="other").request_id == "new-request"
-    assert upgrade(paired(READ), live_request(scopes=(READ,)), (WRITE,), now=NOW, new_id="x").request_id == "x"
+    assert pairing_request(device, made, (READ,), now=NOW + 1, new_id="other") == msgspec.structs.replace(
+        made, ts=NOW + 1
+    )
+    assert (
+        pairing_request(device, made, (WRITE, "operator.pairing"), now=NOW, new_id="other").request_id == "new-request"
+    )
+    assert pairing_request(paired(READ), live_request(scopes=(READ,)), (WRITE,), now=NOW, new_id="x").request_id == "x"
