@@ -143,19 +143,18 @@ class Refuse(msgspec.Struct, frozen=True, kw_only=True):
     wrong_secret: bool = False
 
 
-def is_local_backend(
-    *, client_id: str, client_mode: str, locality: Locality, has_origin: bool, method: AuthMethod | None
-) -> bool:
+def is_local_backend(facts: Facts, method: AuthMethod | None) -> bool:
     """Whether this is the gateway's own backend on this machine (§6.3), which needs no pairing.
 
     All four must hold: it calls itself so, its socket is loopback and no header says that it speaks for another, it
     is no web page, and it proved itself.
     """
+    client = facts.params.client
     return (
-        (client_id == "gateway-client" and client_mode == "backend")
-        and locality == "direct_local"
-        and not has_origin
-        and method in ("none", "token", "password", "device-token")
+        (client.id == "gateway-client" and client.mode == "backend")
+        and facts.locality == "direct_local"
+        and not facts.has_origin
+        and method is not None
     )
 
 
@@ -185,7 +184,7 @@ def _without_device(facts: Facts) -> Admit | Refuse:
         details = {"code": "DEVICE_IDENTITY_REQUIRED"}
         return _refuse(WireError("NOT_PAIRED", "device identity required", details=details))
     cli = client.id == "cli" and client.mode == "cli" and facts.locality == "direct_local" and not facts.has_origin
-    keeps = cli or method == "none" or _backend(facts, method)
+    keeps = cli or method == "none" or is_local_backend(facts, method)
     return Admit(method=method, role="operator", scopes=_requested(facts) if keeps else ())
 
 
@@ -200,7 +199,7 @@ def _with_device(facts: Facts) -> Admit | Refuse:
             return found
         method, limit = "device-token", found
     allowed = limited(requested, limit)
-    backend = _backend(facts, method)
+    backend = is_local_backend(facts, method)
     if requested and not allowed if backend else allowed != requested:
         return _unauthorized(facts, "scope_mismatch")
     if backend or (method == "none" and _is_control_ui(facts.params.client)):
@@ -384,17 +383,6 @@ def pairing_request(
         remote_ip=device.remote_ip,
         is_repair=is_repair,
         ts=now,
-    )
-
-
-def _backend(facts: Facts, method: AuthMethod | None) -> bool:
-    client = facts.params.client
-    return is_local_backend(
-        client_id=client.id,
-        client_mode=client.mode,
-        locality=facts.locality,
-        has_origin=facts.has_origin,
-        method=method,
     )
 
 

@@ -204,23 +204,17 @@ def test_every_row_of_the_truth_table() -> None:
         ({"method": "password"}, True),
         ({"method": "device-token"}, True),
         ({"method": None}, False),
-        ({"client_id": "cli"}, False),
-        ({"client_id": "gateway-client "}, False),
-        ({"client_mode": "cli"}, False),
+        ({"id": "cli"}, False),
+        ({"mode": "cli"}, False),
         ({"locality": "remote"}, False),
         ({"locality": "proxied"}, False),
         ({"has_origin": True}, False),
     ],
 )
 def test_the_local_backend_meets_all_four_conditions(about: dict[str, Any], is_one: bool) -> None:
-    meets: dict[str, Any] = {
-        "client_id": "gateway-client",
-        "client_mode": "backend",
-        "locality": "direct_local",
-        "has_origin": False,
-        "method": "token",
-    }
-    assert is_local_backend(**meets | about) is is_one
+    meets: dict[str, Any] = {"id": "gateway-client", "mode": "backend", "method": "token"} | about
+    params, method = connect(meets.pop("id"), meets.pop("mode")), meets.pop("method")
+    assert is_local_backend(facts(params, **meets), method) is is_one
 
 
 def test_no_remote_peer_of_the_table_is_local() -> None:
