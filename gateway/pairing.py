@@ -143,19 +143,18 @@ class Refuse(msgspec.Struct, frozen=True, kw_only=True):
     wrong_secret: bool = False
 
 
-def is_local_backend(
-    *, client_id: str, client_mode: str, locality: Locality, has_origin: bool, method: AuthMethod | None
-) -> bool:
+def is_local_backend(facts: Facts, method: AuthMethod | None) -> bool:
     """Whether this is the gateway's own backend on this machine (§6.3), which needs no pairing.
 
     All four must hold: it calls itself so, its socket is loopback and no header says that it speaks for another, it
     is no web page, and it proved itself.
     """
+    client = facts.params.client
     return (
-        (client_id == "gateway-client" and client_mode == "backend")
-        and locality == "direct_local"
-        and not has_origin
-        and method in ("none", "token", "password", "device-token")
+        (client.id == "gateway-client" and client.mode == "backend")
+        and facts.locality == "direct_local"
+        and not facts.has_origin
+        and method is not None
     )
 
 
@@ -185,7 +184,7 @@ def _without_device(facts: Facts) -> Admit | Refuse:
         details = {"code": "DEVICE_IDENTITY_REQUIRED"}
         return _refuse(WireError("NOT_PAIRED", "device identity required", details=details))
     cli = client.id == "cli" and client.mode == "cli" and facts.locality == "direct_local" and not facts.has_origin
-    keeps = cli or method == "none" or _backend(facts, method)
+    keeps = cli or method == "none" or is_local_backend(facts, method)
     return Admit(method=method, role="operator", scopes=_requested(facts) if keeps else ())
 
 
@@ -200,7 +199,7 @@ def _with_device(facts: Facts) -> Admit | Refuse:
             return found
         method, limit = "device-token", found
     allowed = limited(requested, limit)
-    backend = _backend(facts, method)
+    backend = is_local_backend(facts, method)
     if requested and not allowed if backend else allowed != requested:
         return _unauthorized(facts, "scope_mismatch")
     if backend or (method == "none" and _is_control_ui(facts.params.client)):
@@ -328,7 +327,9 @@ _REQUIREMENTS: dict[Reason, tuple[str, str]] = {
 
 
 def _held(facts: Facts, device: PairedDevice | None, reason: Reason, requested: tuple[str, ...]) -> Refuse:
-    pending = _pending(facts, device, requested)
+    wanted = msgspec.structs.replace(_approved(facts, device, requested), remote_ip=facts.address)
+    again, new_id = device is not None, facts.new_request_id
+    pending = pairing_request(wanted, facts.pending, requested, now=facts.now_ms, new_id=new_id, is_repair=again)
     requirement, hint = _REQUIREMENTS[reason]
     message = f"pairing required: {requirement}"
     details: dict[str, Any] = {
@@ -349,36 +350,24 @@ def _held(facts: Facts, device: PairedDevice | None, reason: Reason, requested: 
     )
 
 
-def _pending(facts: Facts, device: PairedDevice | None, requested: tuple[str, ...]) -> PendingPairing:
-    """The device's live request if it covers this one, refreshed; else a new one in its place."""
-    client, proof = facts.params.client, facts.params.device
-    assert proof is not None and facts.public_key is not None
-    if (live := _refreshed(facts.pending, facts.public_key, requested, facts.now_ms)) is not None:
-        return live
-    return PendingPairing(
-        request_id=facts.new_request_id,
-        device_id=proof.id,
-        public_key=facts.public_key,
-        display_name=client.display_name,
-        platform=client.platform,
-        device_family=client.device_family,
-        client_id=client.id,
-        client_mode=client.mode,
-        role="operator",
-        roles=("operator",),
-        scopes=requested,
-        remote_ip=facts.address,
-        is_repair=device is not None,
-        ts=facts.now_ms,
-    )
-
-
-def upgrade(
-    device: PairedDevice, pending: PendingPairing | None, scopes: tuple[str, ...], *, now: int, new_id: str
+def pairing_request(
+    device: PairedDevice,
+    live: PendingPairing | None,
+    scopes: tuple[str, ...],
+    *,
+    now: int,
+    new_id: str,
+    is_repair: bool = True,
 ) -> PendingPairing:
-    """The request of a paired device for `scopes`: the one that waits if it covers them, else a new one."""
-    if (live := _refreshed(pending, device.public_key, scopes, now)) is not None:
-        return live
+    """What a device as `device` describes it asks for: its `live` request, refreshed, if that covers `scopes`; else a
+    new one in its place."""
+    if (
+        live is not None
+        and now < live.ts + PENDING_TTL_MS
+        and live.public_key == device.public_key
+        and covers(live.scopes, scopes)
+    ):
+        return msgspec.structs.replace(live, ts=now)
     return PendingPairing(
         request_id=new_id,
         device_id=device.device_id,
@@ -390,29 +379,10 @@ def upgrade(
         client_mode=device.client_mode,
         role="operator",
         roles=("operator",),
-        scopes=_union(scopes, ()),
+        scopes=tuple(dict.fromkeys(scopes)),
         remote_ip=device.remote_ip,
-        is_repair=True,
+        is_repair=is_repair,
         ts=now,
-    )
-
-
-def _refreshed(
-    live: PendingPairing | None, public_key: str, requested: tuple[str, ...], now: int
-) -> PendingPairing | None:
-    if live is None or now >= live.ts + PENDING_TTL_MS or live.public_key != public_key:
-        return None
-    return msgspec.structs.replace(live, ts=now) if covers(live.scopes, requested) else None
-
-
-def _backend(facts: Facts, method: AuthMethod | None) -> bool:
-    client = facts.params.client
-    return is_local_backend(
-        client_id=client.id,
-        client_mode=client.mode,
-        locality=facts.locality,
-        has_origin=facts.has_origin,
-        method=method,
     )
 
 

@@ -13,7 +13,7 @@ from triops.gateway.approvals import Approver
 from triops.gateway.errors import WireError
 from triops.gateway.identity import DeviceIdentity
 from triops.gateway.methods import ANSWERED, Call, NoParams, method
-from triops.gateway.pairing import PENDING_TTL_MS, DeviceToken, PairedDevice, PendingPairing, upgrade
+from triops.gateway.pairing import PENDING_TTL_MS, DeviceToken, PairedDevice, PendingPairing, pairing_request
 from triops.gateway.records import load_all_pending, load_device, load_devices, load_pending, save_pending
 from triops.gateway.schema.devices import (
     DeviceTarget,
@@ -166,8 +166,8 @@ async def request_upgrade(call: Call, params: Upgrade) -> dict[str, str]:
     now, request_id = services.runtime.clock(), str(uuid4())
 
     def work(db: Db) -> tuple[PendingPairing, PendingPairing | None]:
-        asked = upgrade(_paired(db, device_id), load_pending(db, device_id), params.scopes, now=now, new_id=request_id)
-        old = load_pending(db, device_id)
+        device, old = _paired(db, device_id), load_pending(db, device_id)
+        asked = pairing_request(device, old, params.scopes, now=now, new_id=request_id)
         save_pending(db, asked, now=now)
         return asked, old
 

@@ -18,7 +18,7 @@ from triops.gateway.pairing import (
     Refuse,
     decide,
     is_local_backend,
-    upgrade,
+    pairing_request,
 )
 from triops.gateway.schema.connect import ConnectParams
 from triops.runtime.secrets import Secret
@@ -204,23 +204,17 @@ def test_every_row_of_the_truth_table() -> None:
         ({"method": "password"}, True),
         ({"method": "device-token"}, True),
         ({"method": None}, False),
-        ({"client_id": "cli"}, False),
-        ({"client_id": "gateway-client "}, False),
-        ({"client_mode": "cli"}, False),
+        ({"id": "cli"}, False),
+        ({"mode": "cli"}, False),
         ({"locality": "remote"}, False),
         ({"locality": "proxied"}, False),
         ({"has_origin": True}, False),
     ],
 )
 def test_the_local_backend_meets_all_four_conditions(about: dict[str, Any], is_one: bool) -> None:
-    meets: dict[str, Any] = {
-        "client_id": "gateway-client",
-        "client_mode": "backend",
-        "locality": "direct_local",
-        "has_origin": False,
-        "method": "token",
-    }
-    assert is_local_backend(**meets | about) is is_one
+    meets: dict[str, Any] = {"id": "gateway-client", "mode": "backend", "method": "token"} | about
+    params, method = connect(meets.pop("id"), meets.pop("mode")), meets.pop("method")
+    assert is_local_backend(facts(params, **meets), method) is is_one
 
 
 def test_no_remote_peer_of_the_table_is_local() -> None:
@@ -424,7 +418,8 @@ def test_local_approval_can_be_switched_off() -> None:
 
 
 def test_more_scopes_are_approved_silently_for_the_shared_secret() -> None:
-    decision = admitted(decide(facts(connect(scopes=[WRITE]), device=paired(READ, display_name="mine"))))
+    known = paired(READ, display_name="mine", operator_label="the phone")
+    decision = admitted(decide(facts(connect(scopes=[WRITE]), device=known)))
     assert decision.scopes == (WRITE,)
     device = decision.device
     assert device is not None
@@ -434,7 +429,7 @@ def test_more_scopes_are_approved_silently_for_the_shared_secret() -> None:
         5,
         NOW,
     )
-    assert device.display_name == "mine"
+    assert (device.display_name, device.operator_label) == ("mine", "the phone")
     # The token is renewed, and can still what the last one could.
     assert decision.token is not None
     assert decision.token == DeviceToken(
@@ -695,9 +690,13 @@ def test_a_broader_late_or_strange_request_is_a_new_one(waiting: PendingPairing)
 
 def test_a_device_that_asks_for_more_waits_like_one_that_is_held() -> None:
     device = paired(READ, display_name="phone", device_family="ios", remote_ip="203.0.113.7")
-    made = upgrade(device, None, (READ, ADMIN, READ), now=NOW, new_id="new-request")
+    made = pairing_request(device, None, (READ, ADMIN, READ), now=NOW, new_id="new-request")
     params = connect(client_fields={"displayName": "phone", "deviceFamily": "ios"})
     assert made == held(params=params, device=device).pending
-    assert upgrade(device, made, (READ,), now=NOW + 1, new_id="other") == msgspec.structs.replace(made, ts=NOW + 1)
-    assert upgrade(device, made, (WRITE, "operator.pairing"), now=NOW, new_id="other").request_id == "new-request"
-    assert upgrade(paired(READ), live_request(scopes=(READ,)), (WRITE,), now=NOW, new_id="x").request_id == "x"
+    assert pairing_request(device, made, (READ,), now=NOW + 1, new_id="other") == msgspec.structs.replace(
+        made, ts=NOW + 1
+    )
+    assert (
+        pairing_request(device, made, (WRITE, "operator.pairing"), now=NOW, new_id="other").request_id == "new-request"
+    )
+    assert pairing_request(paired(READ), live_request(scopes=(READ,)), (WRITE,), now=NOW, new_id="x").request_id == "x"

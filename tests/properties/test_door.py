@@ -26,7 +26,7 @@ from triops.gateway.auth import check_shared
 from triops.gateway.client import DeviceIdentity
 from triops.gateway.door import decide_with_records
 from triops.gateway.locality import Locality
-from triops.gateway.pairing import Admit, Facts, upgrade
+from triops.gateway.pairing import Admit, Facts, pairing_request
 from triops.gateway.records import load_all_pending, load_device, load_devices, load_pending, save_pending
 from triops.gateway.schema.connect import ClientInfo, ConnectParams, Credentials, DeviceProof
 from triops.gateway.scopes import SCOPES, effective
@@ -170,7 +170,7 @@ class Door(RuleBasedStateMachine):
     def ask_for_more(self, device: str, scopes: tuple[str, ...]) -> None:
         record = load_device(self.db, device)
         if record is not None:
-            asked = upgrade(record, load_pending(self.db, device), scopes, now=self.now, new_id=self._draw())
+            asked = pairing_request(record, load_pending(self.db, device), scopes, now=self.now, new_id=self._draw())
             save_pending(self.db, asked, now=self.now)
 
     @rule(
