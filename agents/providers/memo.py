@@ -23,6 +23,8 @@ class _Said(msgspec.Struct, frozen=True):
     messages: Sequence[Message]
     model: ModelInfo
     turns: list[msgspec.Raw]
+    role: Any
+    """Of the last turn, where the format has roles."""
 
 
 class Memo:
@@ -41,22 +43,24 @@ class Memo:
     def turns(self, request: ModelRequest, encode: Encode) -> list[Any]:
         """The same as `encode(request.messages, request.model)`."""
         messages, model = request.messages, request.model
-        said, start = list[msgspec.Raw](), 0
         before = self._kept.get(request.session_id)
         if (
-            before is not None
-            and before.model is model
-            and len(before.messages) < len(messages)
-            and all(map(is_, before.messages, messages))
+            before is None
+            or before.model is not model
+            or len(before.messages) >= len(messages)
+            or not all(map(is_, before.messages, messages))
         ):
-            said, start = before.turns, len(before.messages)
+            before = _Said((), model, [], None)
+        start = len(before.messages)
         last = next((at for at in range(len(messages) - 1, start, -1) if _is_reply(messages[at])), start)
         new, rest = encode(messages[start:last], model), encode(messages[last:], model)
-        if new and rest and _role(new[-1]) == _role(rest[0]) is not None:
-            return [*said, *encode(messages[start:], model)]  # the two would have become one
-        if new and rest and request.session_id:
+        ends = [before.role, *(_role(turn) for turns in (new, rest) if turns for turn in (turns[0], turns[-1]))]
+        if not rest or any(end == begin is not None for end, begin in zip(ends[::2], ends[1::2], strict=False)):
+            return encode(messages, model)  # two that stand side by side would have become one
+        said = before.turns
+        if new and request.session_id:
             said = [*said, *(msgspec.Raw(_encode_json(turn)) for turn in new)]
-            kept = _Said(messages[:last], model, said)
+            kept = _Said(messages[:last], model, said, _role(new[-1]))
             self._kept.keep(request.session_id, kept, sum(map(len, cast("list[bytes]", said))))
             new = []
         return [*said, *new, *rest]

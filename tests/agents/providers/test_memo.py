@@ -50,6 +50,13 @@ def test_what_was_said_before_is_encoded_as_it_would_be_anew(dialect: Dialect, d
             assert dialect.encode(request, base_url, memo) == dialect.encode(request, base_url, Memo())
 
 
+def test_what_follows_otherwise_than_it_did_may_become_one_with_what_was_said() -> None:
+    memo, hello, so = Memo(), UserMessage("hello", 1), AssistantMessage((Text("so"),), 2)
+    for messages in ([hello, so, hello], [hello, hello], [hello, AssistantMessage((), 2)]):
+        found = ANTHROPIC.encode(request(messages), "http://x", memo)
+        assert found == ANTHROPIC.encode(request(messages), "http://x", Memo())
+
+
 def counting() -> tuple[list[int], Callable[[Sequence[Message], ModelInfo], list[Any]]]:
     counts: list[int] = []
 
