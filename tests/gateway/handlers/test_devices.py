@@ -433,7 +433,10 @@ async def test_a_page_whose_token_came_from_the_old_one_is_closed_too(tmp_path: 
 
 @pytest.mark.parametrize(
     ("auth", "words"),
-    [({"token": "x" * 30}, "gateway.auth.token"), ({"mode": "password", "password": "y" * 20}, "no token to change")],
+    [
+        ({"token": "written-in-the-configuration"}, "gateway.auth.token"),
+        ({"mode": "password", "password": "written-there-as-well"}, "no token to change"),
+    ],
 )
 async def test_a_token_of_the_configuration_is_changed_there(tmp_path: Path, auth: Any, words: str) -> None:
     config = {"agents": {"defaults": {"model": {"primary": "scripted/echo"}}}, "gateway": {"auth": auth}}
