@@ -19,9 +19,8 @@ class BareDriver(Driver):
         self._http = http
         self._url = f"{url}/v1/chat/completions"
 
-    async def chat(self, session: str, message: str, run: str, *, due: int = 0) -> Turn:
+    async def chat(self, turn: Turn, message: str) -> None:
         """One call of the model. Its ack is the head of the answer, its final the end of it."""
-        turn = Turn(run, session, due=due)
         said = [{"role": "user", "content": message}]
         body = msgspec.json.encode({"model": "mock-1", "stream": True, "messages": said})
         turn.sent = now()
@@ -35,7 +34,6 @@ class BareDriver(Driver):
                 turn.state = "final" if answer.status == 200 else "error"
         except ProviderError as error:
             turn.state, turn.error = "error", str(error)
-        return turn
 
 
 @asynccontextmanager

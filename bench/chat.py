@@ -23,7 +23,7 @@ def scenarios(concurrency: Sequence[int], *, paced: bool = False, history: int =
 
 def at_once(concurrency: Sequence[int]) -> list[Scenario]:
     names = {1: "one session"}
-    return [Scenario(names.get(n, f"{n} at once"), n) for n in concurrency]
+    return [Scenario(names.get(n, f"{n} at once"), n, plotted=True) for n in concurrency]
 
 
 async def measure(

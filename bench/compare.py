@@ -14,9 +14,11 @@ from triops.bench.stats import Interval, Samples, unpaired_interval
 
 FEWEST_BLOCKS = 3
 IN_FLOORS = "overhead_in_floors"
-"""The overhead in medians of the floor that took turns with the subject: what the machine did to both is not in it."""
-MAIN = (IN_FLOORS, "overhead", "total")
-"""The metric that a threshold is for, unless one is named: the first of these that there is, else all."""
+"""The overhead in medians of the floor that took turns with the subject: what the machine did to both is not in it.
+
+What a threshold is for, unless a metric is named. The machine's moods outlast a block, so that in ms A differs from A
+more often than an interval says.
+"""
 Key = tuple[str, str, str]
 """Scenario, subject, metric."""
 Side = tuple[Sequence[Samples], Sequence[Samples]]
@@ -38,6 +40,8 @@ class Row(msgspec.Struct, frozen=True):
 
     @property
     def verdict(self) -> str:
+        if self.metric != IN_FLOORS:
+            return ""
         if self.interval is None:
             return "cannot be told"
         return "slower" if self.interval.low > 1 else "quicker" if self.interval.high < 1 else "within chance"
@@ -54,18 +58,19 @@ class Comparison(msgspec.Struct, frozen=True):
 
 
 def samples(folder: Path) -> tuple[Report, dict[Key, list[list[float]]]]:
-    """Of the turns that ended as they should, by block.
+    """Of the turns that ended as they should, by block; of nothing that is invalid.
 
     Raises:
-        BenchFailed: there is no result, it is damaged, or it is invalid.
+        BenchFailed: there is no result, or it is damaged, or nothing in it is valid.
     """
     report = read_summary(folder)
-    for entry in report.results:
-        if entry.invalid:
-            raise BenchFailed(f"{folder}: {entry.scenario}, {entry.subject} is INVALID, {entry.invalid}; measure again")
+    valid = {(entry.scenario, entry.subject) for entry in report.results if not entry.invalid}
+    if report.results and not valid:
+        first = report.results[0]
+        raise BenchFailed(f"{folder}: {first.scenario}, {first.subject} is INVALID, {first.invalid}; measure again")
     found: dict[Key, dict[int, list[float]]] = {}
     for line in read_lines(folder):
-        for metric, value in line.metrics.items() if line.good else ():
+        for metric, value in line.metrics.items() if line.good and (line.scenario, line.subject) in valid else ():
             found.setdefault((line.scenario, line.subject, metric), {}).setdefault(line.block, []).append(value)
     return report, {key: list(blocks.values()) for key, blocks in found.items()}
 
@@ -124,7 +129,8 @@ def _by_block(side: Side) -> list[float]:
 
 
 def judge(a: Report, b: Report, rows: Sequence[Row], threshold: float, metric: str | None) -> list[str]:
-    """What speaks against B: a median whose whole interval is past `threshold`, or more turns that failed.
+    """What speaks against B: a median whose whole interval is past `threshold`, one that has no interval, a subject
+    that is in one result only, or more turns that failed.
 
     The floor is no subject: it tells how the machine has changed.
 
@@ -133,20 +139,26 @@ def judge(a: Report, b: Report, rows: Sequence[Row], threshold: float, metric: s
     """
     if metric and metric not in (known := dict.fromkeys(row.metric for row in rows)):
         raise BenchFailed(f"no metric {metric} in both; there are {', '.join(known)}")
-    main = metric or next((name for name in MAIN if any(row.metric == name for row in rows)), "")
-    judged = [(r, r.interval) for r in rows if r.interval and r.subject != "floor" and main in ("", r.metric)]
+    judged = [row for row in rows if row.subject != "floor" and row.metric == (metric or IN_FLOORS)]
     if not judged:
-        raise BenchFailed("nothing to judge: both need the same scenario and subject, not the floor, and an interval")
-    found = [
-        f"{r.scenario}, {r.subject}: {r.metric} is {r.ratio:.2f} × A's (99 %: {interval.low:.2f}–{interval.high:.2f}), "
-        f"all of it past {threshold:g}"
-        for r, interval in judged
-        if interval.low > threshold
-    ]
-    before = {(entry.scenario, entry.subject): entry for entry in a.results}
-    for entry in b.results:
-        if (old := before.get((entry.scenario, entry.subject))) and entry.failed > old.failed:
-            found.append(f"{entry.scenario}, {entry.subject}: {entry.failed} turns failed, of A's {old.failed}")
+        raise BenchFailed("nothing to judge: no floor took turns in both; --metric names one to be judged in ms")
+    found: list[str] = []
+    for r in judged:
+        what = f"{r.scenario}, {r.subject}: {r.metric}"
+        if r.interval is None:
+            found.append(f"{what} cannot be told: too few blocks, or a time of 0; take more turns")
+        elif r.interval.low > threshold:
+            sure = f"(99 %: {r.interval.low:.2f}–{r.interval.high:.2f})"
+            found.append(f"{what} is {r.ratio:.2f} × A's {sure}, all of it past {threshold:g}")
+    sides = [{(entry.scenario, entry.subject): entry for entry in report.results} for report in (a, b)]
+    for (scenario, subject), one in {**sides[0], **sides[1]}.items():
+        before, after = (side.get((scenario, subject)) for side in sides)
+        if before is None or after is None:
+            found.append(f"{scenario}, {subject}: only {'B' if before is None else 'A'} has it")
+        elif invalid := before.invalid or after.invalid:
+            found.append(f"{scenario}, {subject} is INVALID, {invalid}; measure again")
+        elif after.failed > before.failed:
+            found.append(f"{scenario}, {subject}: {one.failed} turns failed, of A's {before.failed}")
     return found
 
 
@@ -159,9 +171,7 @@ def comparison_text(found: Comparison) -> str:
     said = [f"A: {machine_line(found.a)}", f"B: {machine_line(found.b)}", "Medians in ms", "", *table(lines), ""]
     if any(row.interval is None for row in found.rows):
         said.append(f"No interval where a side has a time of 0 or fewer than {FEWEST_BLOCKS} blocks: take more turns.")
-    floor = [row for row in found.rows if row.subject == "floor" and row.metric in MAIN]
-    if any(row.verdict in ("slower", "quicker") for row in floor):
-        said.append(f"The floor differs: the machine has changed; {IN_FLOORS} leaves its share out.")
+    said.append(f"What is in ms is not judged: the machine's moods are in it. {IN_FLOORS} leaves them out.")
     return "\n".join(said).rstrip()
 
 

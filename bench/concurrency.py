@@ -10,11 +10,8 @@ from triops.bench.scenario import Scenario, measure_turns
 from triops.bench.subjects import Targets
 from triops.bench.turns import Block
 
-PEOPLE = 64
-"""Sessions among which the arrivals of an open loop go round."""
-
 
 async def measure(targets: Targets, turns: int, sessions: Sequence[int], rates: Sequence[int]) -> list[Block]:
     """`turns` per number of sessions, rate and subject. Raises BenchFailed as `measure_turns` does."""
-    arrivals = [Scenario(f"{rate}/s arrive", PEOPLE, rate=rate) for rate in rates]
+    arrivals = [Scenario(f"{rate}/s arrive", rate=rate) for rate in rates]
     return await measure_turns(targets, [*at_once(sessions), *arrivals], turns)

@@ -117,16 +117,16 @@ class Driver:
             raise BenchFailed(f"the gateway refused {method}: {bytes(answer.error).decode()}")
         return answer.payload
 
-    async def chat(self, session: str, message: str, run: str, *, due: int = 0) -> Turn:
-        """One turn, from `chat.send` to its terminal event. Cancelled from outside, its later events are ignored."""
-        turn, over = self._turns[run] = Turn(run, session, due=due), trio.Event()
+    async def chat(self, turn: Turn, message: str) -> None:
+        """Play one turn, from `chat.send` to its terminal event, and note in it what is seen. Cancelled from outside,
+        its later events are ignored."""
+        _, over = self._turns[turn.run] = turn, trio.Event()
         try:
-            params = {"sessionKey": session, "message": message, "idempotencyKey": run}
-            turn.sent = await self._request(run, "chat.send", params)
+            params = {"sessionKey": turn.session, "message": message, "idempotencyKey": turn.run}
+            turn.sent = await self._request(turn.run, "chat.send", params)
             await over.wait()
-            return turn
         finally:
-            del self._turns[run]
+            del self._turns[turn.run]
 
     def _note(self, frame: Frame, stamp: int) -> None:
         self.listener(frame, stamp)

@@ -1,13 +1,15 @@
 """`triops bench first-turn`: what the first message after a start waits longer than later ones."""
 
+import time
 from contextlib import AsyncExitStack
 
 import trio
 
-from triops.bench.driver import open_driver
+from triops.bench.driver import now, open_driver
 from triops.bench.errors import BenchFailed
 from triops.bench.load import closed_loop, new_session, one_turn
-from triops.bench.scenario import take_marks, timed
+from triops.bench.progress import told
+from triops.bench.scenario import take_marks
 from triops.bench.subjects import Opener, Targets, open_model, openers
 from triops.bench.turns import Block, Record, phases
 
@@ -38,13 +40,15 @@ async def _start_once(name: str, opener: Opener, model: str, pause: float, first
     """The first turn, the second, and some when all is warm."""
     async with opener() as subject, open_driver(subject.url, subject.token) as driver:
 
-        async def talk(scenario: str, turns: int) -> list[Record]:
+        async def talk(scenario: str, turns: int) -> Block:
+            begun, cpu = now(), time.process_time_ns()
             done = await closed_loop(driver, [new_session()], turns)
+            wall, cpu = now() - begun, time.process_time_ns() - cpu
             marks = await trio.to_thread.run_sync(take_marks, model)
-            return [Record(name, scenario, turn, phases(turn, marks.get(turn.run, ()))) for turn in done]
+            return told(Block([Record(name, scenario, t, phases(t, marks.get(t.run, ()))) for t in done], wall, cpu))
 
         await trio.sleep(pause)
-        blocks = [await timed(lambda s=s: talk(s, 1)) for s in (first, f"second after {first}")]
+        blocks = [await talk(scenario, 1) for scenario in (first, f"second after {first}")]
         for _ in range(BEFORE_WARM):
             await one_turn(driver, new_session())
-        return [*blocks, await timed(lambda: talk("warm", WARM_TURNS))]
+        return [*blocks, await talk("warm", WARM_TURNS)]

@@ -21,7 +21,7 @@ from triops.bench.subjects import Subject, open_gateway, open_inside, open_model
 from triops.gateway.cli.process import raise_descriptor_limit
 from triops.runtime.store.sqlite import open_store
 
-WATCHERS, IDLE, COMMITS, TURNS, CHUNKS = (1, 10, 100, 1_000), 5_000, 2_000, 5, 2_000
+WATCHERS, IDLE, COMMITS, TURNS, CHUNKS = (10, 100, 1_000), 5_000, 2_000, 5, 2_000
 SPARE = 200
 """File descriptors that a process needs for itself."""
 
@@ -34,7 +34,7 @@ class Step(msgspec.Struct, frozen=True):
 class Report(msgspec.Struct, frozen=True):
     machine: dict[str, str]
     fan_out_ms: dict[int, float]
-    """By number of clients: from the first that has a run's final to the last."""
+    """By number of clients: from the first that has a run's final to the last; this process reads for them all."""
     idle_clients: int
     idle_kb: float | None
     """Of the gateway's memory, for each; None where there is no /proc."""
@@ -50,7 +50,7 @@ async def measure(watchers: Sequence[int] = WATCHERS, idle: int = IDLE, commits:
     room = raise_descriptor_limit() - SPARE
     async with open_model() as model:
         async with open_gateway(model) as subject, open_driver(subject.url, subject.token) as sender:
-            spread = {count: await _fan_out(subject, sender, min(count, room)) for count in watchers}
+            spread = {count: await _fan_out(subject, sender, count) for count in {min(n, room): None for n in watchers}}
             clients = min(idle, room)
             kb = await _idle(subject, clients)
         tell("gauges", "commits")
@@ -81,7 +81,7 @@ async def _idle(subject: Subject, count: int) -> float | None:
     before = rss_of_tree(subject.pid) if sys.platform == "linux" else None
     async with _clients(subject, count):
         after = rss_of_tree(subject.pid) if before is not None else None
-    return None if before is None or after is None else (after - before) * 1024 / count
+    return None if before is None or after is None else (after - before) * 1000 / count
 
 
 @asynccontextmanager

@@ -6,12 +6,11 @@ No script, nothing fetched, light or dark as the system is. Plots that a measure
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
-from itertools import accumulate
 
 import msgspec
 
 from triops.bench.report import latency, machine_line, remarks, rows
-from triops.bench.stats import Interval, percentile
+from triops.bench.stats import Interval, percentile, summarise
 from triops.bench.turns import Record, Result
 
 GOOD_MS = 100.0
@@ -87,12 +86,14 @@ def page(command: str, machine: Mapping[str, str], results: Sequence[Result], re
     """The report, whole."""
     colors = {name: f"--c:var(--s{n % 6})" for n, name in enumerate(dict.fromkeys(r.subject for r in results))}
     groups: dict[str, dict[str, list[Record]]] = {}
+    valid = [result for result in results if not result.invalid]
+    plotted = {(result.scenario, result.subject) for result in valid}
     for record in records:
-        if record.good and record.metrics:
+        if record.good and record.metrics and (record.scenario, record.subject) in plotted:
             groups.setdefault(record.scenario, {}).setdefault(record.subject, []).append(record)
-    sections = [_section("Over all scenarios", [_overheads(results, colors), _concurrency(groups, results, colors)])]
+    sections = [_section("Over all scenarios", [_overheads(valid, colors), _concurrency(groups, valid, colors)])]
     for scenario, by_subject in groups.items():
-        found = [result for result in results if result.scenario == scenario]
+        found = [result for result in valid if result.scenario == scenario]
         sections.append(
             _section(scenario, [_ecdf(by_subject, colors), _timeline(by_subject, colors), _waterfall(found, colors)])
         )
@@ -166,10 +167,12 @@ def _ecdf(by_subject: Groups, colors: Colors) -> str:
     for name, values in found.items():
         shares = [100 * n / CURVE for n in range(CURVE + 1)]
         parts.append(_line([(x(percentile(values, s)), y(s)) for s in shares], "curve", colors[name]))
-        marks = {percent: percentile(values, percent) for percent in (50, 95, 99)}
+        summary = summarise(values)
+        marks = {p: at for p, at in ((50, summary.p50), (95, summary.p95), (99, summary.p99)) if at is not None}
         parts += [_spot(x(value), y(percent), colors[name]) for percent, value in marks.items()]
         legend[f"{name}: " + ", ".join(f"p{p} {v:.2f}" for p, v in marks.items())] = colors[name]
-        spread = [f"{percentile(values, percent):.2f}" for percent in (*range(10, 100, 10), 95, 99)]
+        spread = [f"{percentile(values, percent):.2f}" for percent in range(10, 100, 10)]
+        spread += [f"{marks[p]:.2f}" if p in marks else "–" for p in (95, 99)]
         numbers.append([name, *spread, str(len(values))])
     return _figure("Share of turns that were over, in %", "".join(parts), legend, numbers)
 
@@ -246,14 +249,13 @@ def _bars(title: str, bars: Sequence[Bar], spreads: Sequence[Interval] = ()) -> 
 def _concurrency(groups: Mapping[str, Groups], results: Sequence[Result], colors: Colors) -> str:
     """Latency by the number of turns at once, and the line beyond which an answer is too late to be goodput.
 
-    An open loop has no number of its own.
+    Only of scenarios that differ in nothing but that number.
     """
-    rates = {(result.scenario, result.subject): result.turns_per_second for result in results}
     found: dict[str, dict[int, tuple[list[float], float]]] = {}
-    for scenario, by_subject in groups.items():
-        for name, values in _latencies(by_subject).items():
-            if not by_subject[name][0].turn.due:
-                found.setdefault(name, {})[_at_once(by_subject[name])] = (values, rates[scenario, name])
+    for result in results:
+        values = _latencies(groups.get(result.scenario, {})).get(result.subject)
+        if result.at_once and values:
+            found.setdefault(result.subject, {})[result.at_once] = (values, result.turns_per_second)
     if len(counts := sorted({count for points in found.values() for count in points})) < 2:
         return ""
     x = Scale(counts[0] * 0.9, counts[-1] * 1.1, LEFT, WIDTH - RIGHT, log=True)
@@ -275,9 +277,3 @@ def _concurrency(groups: Mapping[str, Groups], results: Sequence[Result], colors
     parts.append(_text(x.start + 6, y(GOOD_MS) - 5, f"goodput ends at {GOOD_MS:.0f} ms"))
     title = "Latency by turns at once, p50 and (dashed) p99 in ms"
     return _figure(title, "".join(parts), {name: colors[name] for name in found}, numbers)
-
-
-def _at_once(records: Sequence[Record]) -> int:
-    """The most turns that were under way at one moment."""
-    changes = sorted([(r.turn.sent, 1) for r in records] + [(r.turn.final, -1) for r in records])
-    return max(accumulate(change for _, change in changes))

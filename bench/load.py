@@ -4,6 +4,7 @@ as they please."""
 import random
 import uuid
 from collections.abc import Sequence
+from itertools import accumulate
 
 import trio
 
@@ -38,30 +39,31 @@ async def closed_loop(
     return done
 
 
-async def open_loop(driver: Driver, sessions: Sequence[str], turns: int, rate: float, *, seed: int = 0) -> list[Turn]:
-    """`turns` arrivals, `rate` a second on average, at the sessions by turns; nobody waits for who came before.
+async def open_loop(driver: Driver, turns: int, rate: float, *, seed: int) -> list[Turn]:
+    """`turns` arrivals, `rate` a second, each in a session of its own; nobody waits for who came before.
 
     A turn is due when its person comes: if the gateway or this generator stalls, all who come meanwhile wait, and their
     waiting is counted ("coordinated omission").
     """
-    source, done, begun, at = random.Random(seed), list[Turn](), now(), 0.0
+    source, done, begun = random.Random(seed), list[Turn](), now()
+    gaps = [source.expovariate(1) for _ in range(turns)]
+    step = turns / rate / sum(gaps)
 
-    async def talk(session: str, due: int) -> None:
-        done.append(await one_turn(driver, session, due=due))
+    async def talk(due: int) -> None:
+        done.append(await one_turn(driver, new_session(), due=due))
 
     async with trio.open_nursery() as nursery:
-        for number in range(turns):
-            at += source.expovariate(rate)
-            scheduled = begun + round(at * 1e9)
+        for at in accumulate(gaps):
+            scheduled = begun + round(at * step * 1e9)
             # Set early by what a timer may be late: who comes that little early is due when the timer rang.
             await trio.sleep(max(0, (scheduled - now()) / 1e9 - TIMER_STEP))
-            nursery.start_soon(talk, sessions[number % len(sessions)], min(now(), scheduled))
+            nursery.start_soon(talk, min(now(), scheduled))
     return done
 
 
 async def one_turn(driver: Driver, session: str, message: str = MESSAGE, *, due: int = 0) -> Turn:
     """A turn under a key of its own, which ends `message`; given up after `TURN_LIMIT`."""
-    run = uuid.uuid4().hex
+    turn = Turn(uuid.uuid4().hex, session, due=due)
     with trio.move_on_after(TURN_LIMIT):
-        return await driver.chat(session, message + run, run, due=due)
-    return Turn(run, session, due=due)
+        await driver.chat(turn, message + turn.run)
+    return turn

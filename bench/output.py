@@ -38,7 +38,7 @@ class Line(Record, frozen=True, omit_defaults=True):
 
 
 class Entry(Result, frozen=True, kw_only=True):
-    aiperf: dict[str, dict[str, str | float]]
+    aiperf: dict[str, dict[str, str | float | None]]
     """What AIPerf knows too, in the shape of its `profile_export_aiperf.json`."""
 
 
@@ -55,7 +55,7 @@ def summary(command: str, machine: Mapping[str, str], results: Sequence[Result])
     return Report(command, dict(machine), entries)
 
 
-def _aiperf(result: Result) -> dict[str, dict[str, str | float]]:
+def _aiperf(result: Result) -> dict[str, dict[str, str | float | None]]:
     metrics = result.metrics
     found = {theirs: msgspec.to_builtins(metrics[ours]) for ours, theirs in AIPERF.items() if ours in metrics}
     if "request_latency" in found:

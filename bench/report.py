@@ -61,8 +61,9 @@ def _turns(results: Sequence[Result]) -> list[list[str]]:
         medians = [_number(result.metrics[name].p50) if name in result.metrics else "–" for name in names]
         p99 = _number(result.metrics["overhead"].p99) if "overhead" in result.metrics else "–"
         scenario = "" if before == result.scenario else result.scenario
+        subject = f"{result.subject} INVALID" if result.invalid else result.subject
         cost = _number(result.generator_cpu_ms)
-        found.append([scenario, result.subject, *medians, p99, f"{result.turns_per_second:.0f}", _ratio(result), cost])
+        found.append([scenario, subject, *medians, p99, f"{result.turns_per_second:.0f}", _ratio(result), cost])
     return found
 
 
@@ -95,8 +96,11 @@ def remarks(results: Sequence[Result]) -> list[str]:
         where = f"{result.scenario}, {result.subject}"
         if result.failed:
             found.append(f"{where}: {result.failed} turns did not end as they should; runs.jsonl says why.")
+        known, turned = (result.metrics[n].count if n in result.metrics else 0 for n in ("overhead", "total"))
+        if 0 < known < turned:
+            found.append(f"{where}: of {turned - known} turns the model left no marks; the overhead is the others'.")
         if result.invalid:
-            found.append(f"{where}: INVALID, {result.invalid}.")
+            found.append(f"{where}: INVALID, {result.invalid}; not plotted.")
     return found
 
 
@@ -107,5 +111,5 @@ def _ratio(result: Result) -> str:
     return f"{result.ratio:.2f} ({f'{sure.low:.2f}–{sure.high:.2f}' if sure else '–'})"
 
 
-def _number(value: float) -> str:
-    return f"{value:.2f}"
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"

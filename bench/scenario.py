@@ -22,8 +22,8 @@ from triops.bench.mock_model import Mark
 from triops.bench.output import make_folder, summary, write
 from triops.bench.progress import live, told
 from triops.bench.report import machine, text
-from triops.bench.subjects import BARE, Subject, Targets, open_model, openers
-from triops.bench.turns import Block, Record, phases, results
+from triops.bench.subjects import Subject, Targets, open_model, openers
+from triops.bench.turns import BARE, Block, Record, phases, results, steady
 
 ROUNDS = 10
 WARM_UP = 5
@@ -40,6 +40,8 @@ class Scenario(msgspec.Struct, frozen=True):
     message: str = MESSAGE
     history: int = 0
     """Messages that the one session, kept for all blocks, holds at the start."""
+    plotted: bool = False
+    """It stands in the plot of latency by turns at once."""
 
 
 class Waiting(trio.abc.Instrument):
@@ -86,43 +88,48 @@ async def measure_turns(targets: Targets, scenarios: Sequence[Scenario], turns: 
 async def run_scenario(
     scenario: Scenario, subjects: Sequence[tuple[Subject, Driver]], model: str, turns: int
 ) -> list[Block]:
-    """Blocks of at least two turns a session; subjects in turn, each second time the other way round."""
-    rounds = max(1, min(ROUNDS, turns // (2 * scenario.concurrency)))
+    """`turns` in blocks, or more: where many are at once, each session has four in a block. Subjects in turn, each
+    second time the other way round."""
+    rounds = max(1, min(ROUNDS, turns // 2))
     kept = [new_session()] if scenario.history else []
     for _, driver in subjects if kept else ():
         await closed_loop(driver, kept, scenario.history // 2)
     blocks: list[Block] = []
     for number in range(rounds):
         share = turns // rounds + (number < turns % rounds)
+        if scenario.concurrency > 1:
+            share = max(share, 4 * scenario.concurrency)
         for subject, driver in subjects[:: -1 if number % 2 else 1]:
             sessions = kept or [new_session() for _ in range(scenario.concurrency)]
-            blocks.append(await run_block(subject.name, driver, scenario, model, share, sessions))
+            blocks.append(await run_block(subject.name, driver, scenario, model, share, sessions, seed=number))
     return blocks
 
 
 async def run_block(
-    subject: str, driver: Driver, scenario: Scenario, model: str, turns: int, sessions: Sequence[str]
+    subject: str, driver: Driver, scenario: Scenario, model: str, turns: int, sessions: Sequence[str], *, seed: int = 0
 ) -> Block:
-    warm_up = max(WARM_UP, scenario.concurrency)
-    await closed_loop(driver, sessions, warm_up, fresh=scenario.fresh, message=scenario.message)
+    """Warm up, then play `turns`; `seed` says how the people of an open loop arrive."""
+    await closed_loop(driver, sessions, max(WARM_UP, len(sessions)), fresh=scenario.fresh, message=scenario.message)
 
     trio.lowlevel.add_instrument(waiting := Waiting())
     begun, cpu = now(), time.process_time_ns()
     if scenario.rate:
-        done = await open_loop(driver, sessions, turns, scenario.rate)
+        done = await open_loop(driver, turns, scenario.rate, seed=seed)
     else:
         done = await closed_loop(driver, sessions, turns, fresh=scenario.fresh, message=scenario.message)
     wall, cpu = now() - begun, time.process_time_ns() - cpu
     trio.lowlevel.remove_instrument(waiting)
     marks = await trio.to_thread.run_sync(take_marks, model)
-    found = [Record(subject, scenario.name, turn, phases(turn, marks.get(turn.run, ()))) for turn in done]
-    return told(Block(found, begun, wall, cpu, wall - waiting.ns))
+    kept, ended, window = steady(done, len(sessions))
+    found = [Record(subject, scenario.name, turn, phases(turn, marks.get(turn.run, ()))) for turn in kept]
+    at_once = len(sessions) if scenario.plotted else 0
+    return told(Block(found, wall, cpu, wall - waiting.ns, len(done), ended, window, at_once))
 
 
 async def timed(work: Callable[[], Awaitable[list[Record]]]) -> Block:
     begun, cpu = now(), time.process_time_ns()
     records = await work()
-    return told(Block(records, begun, now() - begun, time.process_time_ns() - cpu))
+    return told(Block(records, now() - begun, time.process_time_ns() - cpu))
 
 
 def take_marks(model: str) -> dict[str, list[Mark]]:

@@ -4,10 +4,12 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from statistics import fmean, median, pstdev, stdev
+from typing import Any, cast
 
 import msgspec
 
 RESAMPLES = 500
+FEWEST_PAIRS = 5
 T99 = (63.657, 9.925, 5.841, 4.604, 4.032, 3.707, 3.499, 3.355, 3.25)
 """Student's t for 99 %, by degrees of freedom from 1 on; for more, the last is a little wide."""
 Samples = Sequence[float]
@@ -34,15 +36,16 @@ class Summary(msgspec.Struct, frozen=True):
     min: float
     max: float
     sum: float
-    p1: float
-    p5: float
+    p1: float | None
+    p5: float | None
     p10: float
     p25: float
     p50: float
     p75: float
     p90: float
-    p95: float
-    p99: float
+    p95: float | None
+    p99: float | None
+    """None, as p1 and p5, where there are too few samples (20, 100) for one to lie beyond it."""
 
 
 def percentile(values: Samples, percent: float) -> float:
@@ -62,8 +65,10 @@ def percentile(values: Samples, percent: float) -> float:
 
 def summarise(values: Samples) -> Summary:
     """Of times in ms. Raises ValueError if there are no samples."""
-    spread = (percentile(values, percent) for percent in (1, 5, 10, 25, 50, 75, 90, 95, 99))
-    return Summary("ms", len(values), fmean(values), pstdev(values), min(values), max(values), sum(values), *spread)
+    few = {n for n in (1, 5, 95, 99) if len(values) * min(n, 100 - n) < 100}
+    spread = (None if n in few else percentile(values, n) for n in (1, 5, 10, 25, 50, 75, 90, 95, 99))
+    whole = "ms", len(values), fmean(values), pstdev(values), min(values), max(values), sum(values)
+    return Summary(*whole, *cast("Any", spread))
 
 
 def median_interval(blocks: Sequence[Samples], *, seed: int = 0) -> Interval:
@@ -71,18 +76,18 @@ def median_interval(blocks: Sequence[Samples], *, seed: int = 0) -> Interval:
     return _bootstrap(len(blocks), lambda draw: median(draw(blocks)), seed)
 
 
-def ratio_interval(blocks: Sequence[Samples], base: Sequence[Samples]) -> Interval | None:
-    """How sure the ratio of the medians is; a block and the base's of the same place were measured side by side.
+def ratio(blocks: Sequence[Samples], base: Sequence[Samples]) -> tuple[float, Interval | None] | None:
+    """Of the medians, and how sure it is; a block and the base's of the same place were measured side by side.
 
     A pair of blocks counts as one observation, for the turns in it share the machine's mood; 99 %, so that A against A
-    differs in fewer than 5 of 100 runs. None if there are fewer than two pairs, or a median is not above 0.
+    differs in fewer than 5 of 100 runs. No interval under `FEWEST_PAIRS`; None if a median is not above 0.
     """
     pairs = [(median(ours), median(its)) for ours, its in zip(blocks, base, strict=True)]
-    if len(pairs) < 2 or min(map(min, pairs)) <= 0:
+    if not pairs or min(map(min, pairs)) <= 0:
         return None
     ratios = [math.log(ours / its) for ours, its in pairs]
-    center, width = fmean(ratios), T99[min(len(ratios) - 1, len(T99)) - 1] * stdev(ratios) / math.sqrt(len(ratios))
-    return Interval(math.exp(center - width), math.exp(min(center + width, 700)))
+    error = stdev(ratios) / math.sqrt(len(ratios)) if len(ratios) >= FEWEST_PAIRS else None
+    return math.exp(fmean(ratios)), None if error is None else _around(fmean(ratios), error, len(ratios))
 
 
 def unpaired_interval(values: Samples, base: Samples) -> Interval:
@@ -91,9 +96,13 @@ def unpaired_interval(values: Samples, base: Samples) -> Interval:
     99 %, with Student's t for the side that has fewer.
     """
     ours, its = [math.log(value) for value in values], [math.log(value) for value in base]
-    center = fmean(ours) - fmean(its)
     error = math.hypot(stdev(ours) / math.sqrt(len(ours)), stdev(its) / math.sqrt(len(its)))
-    width = T99[min(len(ours), len(its), len(T99) + 1) - 2] * error
+    return _around(fmean(ours) - fmean(its), error, min(len(ours), len(its)))
+
+
+def _around(center: float, error: float, count: int) -> Interval:
+    """99 % by Student's t, of logarithms."""
+    width = T99[min(count - 1, len(T99)) - 1] * error
     return Interval(math.exp(center - width), math.exp(min(center + width, 700)))
 
 

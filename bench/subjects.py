@@ -19,13 +19,12 @@ import trio
 
 from triops.bench.driver import now
 from triops.bench.errors import BenchFailed
-from triops.bench.turns import INSIDE
+from triops.bench.turns import BARE, INSIDE
 
 START_LIMIT = 60.0
 POLL = 0.002
 """Seconds between two looks at a file that another process writes: the resolution of "listening"."""
 TERMINATE_GRACE, KILL_GRACE = 5.0, 5.0
-BARE = "model alone"
 GATEWAY, FLOOR = "triops.gateway.cli.main", "triops.bench.floor"
 
 

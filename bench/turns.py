@@ -1,19 +1,20 @@
 """From clock marks to the phases of a turn and their summary: pure. Knows no socket."""
 
-from collections.abc import Mapping, Sequence
-from itertools import chain
+from collections.abc import Sequence
 from statistics import median
 
 import msgspec
 
 from triops.bench.driver import Turn
 from triops.bench.mock_model import Mark
-from triops.bench.stats import Interval, Summary, median_interval, ratio_interval, summarise
+from triops.bench.stats import Interval, Summary, median_interval, percentile, ratio, summarise
 
 INSIDE = "in process"
 """The subject that shares the generator's process."""
-BUSY = 0.9
-"""Share of the time from which on the generator is taken for the bottleneck."""
+BARE = "model alone"
+BUSY = 0.5
+"""Share of the time from which on the generator is taken for the bottleneck: who comes then finds it at work as often
+as not. In a loop of one session, where it works and waits by turns, it then takes longer than what it measures."""
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -35,12 +36,18 @@ class Block(msgspec.Struct, frozen=True):
     """Turns of one subject in one scenario, measured without a pause, and what they cost the generator."""
 
     records: list[Record]
-    begun_ns: int
     wall_ns: int
     cpu_ns: int
     """CPU time of the generator's process."""
     working_ns: int = 0
     """Time in which the generator's loop was not waiting: more than its CPU time where others took the core from it."""
+    played: int = 0
+    """Turns in all, with those that `steady` leaves out of the records; 0: as many as there are records."""
+    ended: int = 0
+    window_ns: int = 0
+    """The turns that ended while all sessions were at work, and how long that was; 0: nobody looked."""
+    at_once: int = 0
+    """By this it stands in the plot of latency by turns at once; 0: it does not."""
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -58,10 +65,12 @@ class Result(msgspec.Struct, frozen=True):
     overhead_interval: Interval | None
     """Of the median."""
     ratio: float | None
-    """Median overhead, in medians of the floor."""
+    """Overhead in floors: the geometric mean over pairs of blocks."""
     ratio_interval: Interval | None
     invalid: str = ""
     """Why this says nothing of the subject; empty if it does."""
+    at_once: int = 0
+    """See `Block`."""
 
 
 def phases(turn: Turn, marks: Sequence[Mark]) -> dict[str, float]:
@@ -99,32 +108,58 @@ def results(blocks: Sequence[Block]) -> list[Result]:
 def _result(scenario: str, subject: str, blocks: Sequence[Block], floor: Sequence[Block]) -> Result:
     wall, cpu = sum(block.wall_ns for block in blocks), sum(block.cpu_ns for block in blocks)
     turns = [record for block in blocks for record in block.records]
+    played = sum(block.played or len(block.records) for block in blocks)
     good = [record.metrics for record in turns if record.good]
     names = dict.fromkeys(name for metrics in good for name in metrics)
     ours, base = _overheads(blocks), _overheads(floor)
     metrics = {name: summarise([found[name] for found in good if name in found]) for name in names}
     busy = max(cpu, sum(block.working_ns for block in blocks)) / wall
-    compared = len(ours) == len(base) and all(ours) and all(base)
+    compared = ratio(ours, base) if len(ours) == len(base) and all(ours) and all(base) else None
+    alone = subject in (INSIDE, BARE)  # there the generator's work is the gateway's, or the client's that is measured
     return Result(
         subject=subject,
         scenario=scenario,
         failed=len(turns) - len(good),
         turns_per_second=_rate(blocks),
-        generator_cpu_ms=cpu / len(turns) / 1e6,
+        generator_cpu_ms=cpu / played / 1e6,
         generator_busy=busy,
         metrics=metrics,
         overhead_interval=median_interval(ours) if all(ours) else None,
-        ratio=median(chain(*ours)) / median(chain(*base)) if compared else None,
-        ratio_interval=ratio_interval(ours, base) if compared else None,
-        invalid="" if subject == INSIDE else _doubt(busy, metrics),  # there the gateway's work is the generator's
+        ratio=compared[0] if compared else None,
+        ratio_interval=compared[1] if compared else None,
+        invalid="" if alone else _doubt(busy, turns),
+        at_once=blocks[0].at_once,
     )
 
 
-def _doubt(busy: float, metrics: Mapping[str, Summary]) -> str:
+def steady(turns: Sequence[Turn], concurrency: int) -> tuple[list[Turn], int, int]:
+    """Of a closed loop: the turns that were played while all its sessions were at work, how many ended in that time,
+    and how long (ns) it was.
+
+    All begin at once, so that those who came first waited for one another more than later ones do, and the last ones
+    less: as many as there are sessions are left out at either end, unless hardly any would be left. A turn that failed
+    is never left out.
+    """
+    finals = sorted(turn.final for turn in turns if turn.final)
+    ended, window = 0, 0
+    if len(finals) > concurrency:
+        begun, over = finals[concurrency - 1], max(turn.sent for turn in turns)
+        ended, window = sum(begun < final <= over for final in finals), over - begun
+    if concurrency == 1 or len(turns) < 3 * concurrency:
+        return list(turns), ended, window
+    first = sorted(turn.sent for turn in turns)[concurrency - 1]
+    last = finals[-concurrency] if len(finals) >= concurrency else 0
+    kept = [turn for turn in turns if turn.state != "final" or (turn.sent > first and turn.final < last)]
+    return kept, ended, window
+
+
+def _doubt(busy: float, turns: Sequence[Record]) -> str:
     if busy > BUSY:
         return f"the generator was the bottleneck (at work {busy:.0%} of the time)"
-    if "sending" in metrics and "total" in metrics and metrics["sending"].p99 > metrics["total"].p50:
-        return f"the generator sent late (p99 {metrics['sending'].p99:.1f} ms, more than the median turn took)"
+    late = [record.metrics["sending"] for record in turns if "sending" in record.metrics]
+    totals = [record.metrics["total"] for record in turns if "total" in record.metrics]
+    if late and totals and percentile(late, 99) > median(totals):
+        return f"the generator sent late (p99 {percentile(late, 99):.1f} ms, more than the median turn took)"
     return ""
 
 
@@ -135,15 +170,8 @@ def _overheads(blocks: Sequence[Block]) -> list[list[float]]:
 
 
 def _rate(blocks: Sequence[Block]) -> float:
-    """Turns per second while all sessions were at work: until the last turn was sent, for then a block runs empty.
-
-    Where no turn had ended by then, all of them count.
-    """
-    ended = window = everything = 0
-    for block in blocks:
-        finals = [record.turn.final for record in block.records if record.good]
-        last_sent = max(record.turn.sent for record in block.records)
-        ended += sum(final <= last_sent for final in finals)
-        window += last_sent - block.begun_ns
-        everything += len(finals)
-    return ended / window * 1e9 if ended else everything / sum(block.wall_ns for block in blocks) * 1e9
+    """Turns a second while all sessions were at work; where nobody looked or none ended then, over all the time."""
+    if ended := sum(block.ended for block in blocks):
+        return ended / sum(block.window_ns for block in blocks) * 1e9
+    good = sum(record.good for block in blocks for record in block.records)
+    return good / sum(block.wall_ns for block in blocks) * 1e9

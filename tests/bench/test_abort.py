@@ -42,13 +42,13 @@ class ToolAtWork(Driver):
         super().__init__(trio.testing.memory_stream_pair()[0])
         self._aborted = trio.Event()
 
-    async def chat(self, session: str, message: str, run: str, *, due: int = 0) -> Turn:
+    async def chat(self, turn: Turn, message: str) -> None:
         async with trio.open_nursery() as nursery:
             command = [sys.executable, "-c", "input()"]
             await nursery.start(partial(trio.run_process, command, stdin=subprocess.PIPE, check=False))
             await self._aborted.wait()
             nursery.cancel_scope.cancel()
-        return Turn(run, session, sent=1, final=2, state="aborted")
+        turn.sent, turn.final, turn.state = 1, 2, "aborted"
 
     async def ask(self, method: str, params: object) -> msgspec.Raw:
         self._aborted.set()

@@ -29,10 +29,15 @@ def test_chat_measures_a_gateway_at_a_url_and_writes_a_record_a_turn(
         f"triops bench chat --turns 3 --concurrency 1,2 --url {floor_url} --model {model_url} --no-floor"
     ), "neither the token nor the folder"
     assert [found["scenario"] for found in summary["results"]] == ["fresh sessions", "one session", "2 at once"]
+    turns = {"fresh sessions": 3, "one session": 3, "2 at once": 4}
     for found in summary["results"]:
-        assert (found["subject"], found["failed"], found["metrics"]["overhead"]["count"]) == ("gateway", 0, 3)
+        assert (found["subject"], found["failed"], found["metrics"]["overhead"]["count"]) == (
+            "gateway",
+            0,
+            turns[found["scenario"]],
+        )
     lines = [json.loads(line) for line in (tmp_path / "out" / "runs.jsonl").read_text("utf-8").splitlines()]
-    assert len(lines) == 9
+    assert len(lines) == 10
     assert all(line["turn"]["state"] == "final" for line in lines)
     assert all(line["metrics"]["total"] > line["metrics"]["overhead"] > 0 for line in lines)
     sessions = {
@@ -162,12 +167,12 @@ def test_a_short_measurement_leaves_valid_files_that_can_be_compared_and_shown(
     model_url: str, floor_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     """What CI runs of the suite: it works and its output is valid, whatever the times are."""
-    arguments = ["--url", floor_url, "--model", model_url, "--no-floor", "--turns", "6", "--concurrency", "1,2"]
+    arguments = ["--url", floor_url, "--model", model_url, "--turns", "10", "--concurrency", "1,2"]
     assert bench("chat", *arguments, "--out", str(tmp_path)) == 0
     report, lines = read_summary(tmp_path), read_lines(tmp_path)
-    assert [entry.aiperf["request_count"]["avg"] for entry in report.results] == [6, 6, 6]
+    assert [entry.aiperf["request_count"]["avg"] for entry in report.results] == [10, 10, 10, 10, 20, 20]
     assert [(line.good, line.scenario) for line in lines] == [
-        (True, e.scenario) for e in report.results for _ in range(6)
+        (True, entry.scenario) for entry in report.results for _ in range(entry.metrics["total"].count)
     ]
     with (tmp_path / "summary.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -180,7 +185,7 @@ def test_a_short_measurement_leaves_valid_files_that_can_be_compared_and_shown(
     assert bench("compare", str(tmp_path), str(tmp_path), "--threshold", "1.1") == 0
     assert "1.00" in capsys.readouterr().out
     assert bench("table", str(tmp_path)) == 0
-    assert capsys.readouterr().out.startswith("`triops bench chat --turns 6 ")
+    assert capsys.readouterr().out.startswith("`triops bench chat --turns 10 ")
 
 
 @pytest.mark.parametrize("scenario", ["chat", "memory"])

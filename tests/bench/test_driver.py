@@ -9,7 +9,7 @@ import trio
 import trio.testing
 from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest, serve_websocket
 
-from triops.bench.driver import Driver, open_driver
+from triops.bench.driver import Driver, Turn, open_driver
 from triops.bench.errors import BenchFailed
 
 Answer = Callable[[WebSocketConnection, dict[str, Any]], Awaitable[None]]
@@ -22,6 +22,12 @@ async def send(socket: WebSocketConnection, **frame: object) -> None:
 async def chat_event(socket: WebSocketConnection, asked: dict[str, Any], **payload: object) -> None:
     run = asked["params"]["idempotencyKey"]
     await send(socket, type="event", event="chat", payload={"runId": run, **payload})
+
+
+async def played(driver: Driver) -> Turn:
+    turn = Turn("run-1", "agent:main:a")
+    await driver.chat(turn, "hello")
+    return turn
 
 
 @asynccontextmanager
@@ -54,6 +60,31 @@ async def serving(serve: Callable[[WebSocketRequest], Awaitable[None]]) -> Async
             nursery.cancel_scope.cancel()
 
 
+async def test_a_stamp_is_the_moment_at_which_its_frame_was_there(monkeypatch: pytest.MonkeyPatch):
+    moment = 0
+    monkeypatch.setattr("triops.bench.driver.now", lambda: moment)
+
+    async def answer(socket: WebSocketConnection, asked: dict[str, Any]) -> None:
+        nonlocal moment
+
+        async def at(ms: int) -> None:
+            nonlocal moment
+            await trio.testing.wait_all_tasks_blocked(0.02)
+            moment = ms
+
+        await at(1)
+        await send(socket, type="res", id=asked["id"], ok=True, payload={})
+        for ms in (2, 3):
+            await at(ms)
+            await chat_event(socket, asked, state="delta")
+        await at(4)
+        await chat_event(socket, asked, state="final")
+
+    async with driver_of(answer) as driver:
+        turn = await played(driver)
+    assert (turn.sent, turn.acked, turn.first_delta, turn.final) == (0, 1, 2, 4)
+
+
 async def test_a_turn_is_stamped_in_the_order_of_its_frames():
     async def answer(socket: WebSocketConnection, asked: dict[str, Any]) -> None:
         await send(socket, type="event", event="tick", payload={"ts": 1})
@@ -64,7 +95,7 @@ async def test_a_turn_is_stamped_in_the_order_of_its_frames():
         await chat_event(socket, asked, state="final", stopReason="stop")
 
     async with driver_of(answer) as driver:
-        turn = await driver.chat("agent:main:a", "hello", "run-1")
+        turn = await played(driver)
     assert (turn.run, turn.session, turn.state) == ("run-1", "agent:main:a", "final")
     assert 0 < turn.sent < turn.acked <= turn.first_delta <= turn.final
 
@@ -75,7 +106,7 @@ async def test_a_refused_message_has_no_final():
         await send(socket, type="res", id=asked["id"], ok=False, error=error)
 
     async with driver_of(answer) as driver:
-        turn = await driver.chat("agent:main:a", "hello", "run-1")
+        turn = await played(driver)
     assert (turn.state, turn.acked, turn.final) == ("refused", 0, 0)
     assert "the lane is full" in turn.error
 
@@ -86,7 +117,7 @@ async def test_a_run_that_fails_is_a_turn_with_its_state_and_reason(state: str):
         await chat_event(socket, asked, state=state, errorMessage="no model")
 
     async with driver_of(answer) as driver:
-        turn = await driver.chat("agent:main:a", "hello", "run-1")
+        turn = await played(driver)
     assert (turn.state, turn.error) == (state, "no model")
     assert turn.final
 
@@ -97,7 +128,7 @@ async def test_events_of_other_runs_are_left_alone():
         await chat_event(socket, asked, state="final")
 
     async with driver_of(answer) as driver:
-        turn = await driver.chat("agent:main:a", "hello", "run-1")
+        turn = await played(driver)
     assert (turn.first_delta, turn.state) == (0, "final")
 
 
@@ -107,7 +138,7 @@ async def test_pings_are_answered_while_a_turn_waits():
         await chat_event(socket, asked, state="final")
 
     async with driver_of(answer) as driver:
-        assert (await driver.chat("agent:main:a", "hello", "run-1")).state == "final"
+        assert (await played(driver)).state == "final"
 
 
 async def test_a_gateway_that_closes_ends_the_measurement_with_its_reason():
@@ -116,7 +147,7 @@ async def test_a_gateway_that_closes_ends_the_measurement_with_its_reason():
 
     with pytest.RaisesGroup(pytest.RaisesExc(BenchFailed, match="1008 slow consumer"), flatten_subgroups=True):
         async with driver_of(answer) as driver:
-            await driver.chat("agent:main:a", "hello", "run-1")
+            await played(driver)
 
 
 async def test_a_refused_connect_is_said_in_the_gateway_s_words():

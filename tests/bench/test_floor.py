@@ -5,7 +5,7 @@ import trio
 from trio_websocket import open_websocket_url
 
 from triops.bench import floor
-from triops.bench.driver import open_driver
+from triops.bench.driver import Turn, open_driver
 
 
 async def test_floor_answers_a_turn_in_six_frames_after_the_handshake(floor_url: str):
@@ -45,7 +45,8 @@ async def test_floor_serves_many_turns_at_once_and_outlives_a_client_that_leaves
         async with open_driver(floor_url, "") as driver:
 
             async def talk(run: str) -> None:
-                states.append((await driver.chat(f"agent:main:{run}", "TOKENS:4", run)).state)
+                await driver.chat(turn := Turn(run, f"agent:main:{run}"), "TOKENS:4")
+                states.append(turn.state)
 
             async with trio.open_nursery() as nursery:
                 for number in range(8):

@@ -5,7 +5,7 @@ import pytest
 from tests.bench.test_output import blocks
 from tests.bench.test_turns import block
 
-from triops.bench.html import Scale, page
+from triops.bench.html import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Scale, page
 from triops.bench.turns import Block, results
 
 PLOTS = [
@@ -47,13 +47,31 @@ def test_each_plot_is_named_described_and_told_again_as_a_table():
 
 def test_percentiles_stand_in_the_legend_and_goodput_in_the_table():
     page = made(blocks())
-    assert "triops: p50 4.00, p95 4.00, p99 4.00" in page
+    assert "triops: p50 4.00<" in page, "of eight turns no p99 is told"
     (at_once,) = (f for f in ElementTree.fromstring(page).iter("figure") if f.findtext("figcaption") == PLOTS[1])
     cells = [[cell.text for cell in row] for row in at_once.findall("details//tr")]
     assert cells[0] == ["subject", "at once", "p50", "p99", "turns/s", "good/s"]
     assert [(row[0], row[1], row[4] == row[5]) for row in cells[1:]] == [
         (subject, count, True) for subject in ("triops", "floor") for count in ("1", "2")
     ]
+
+
+def test_a_share_of_turns_lies_at_its_time_and_a_percentile_at_its_own():
+    long = block("triops", [float(ms) for ms in range(1, 201)])
+    (svg,) = (
+        figure.find("svg")
+        for figure in ElementTree.fromstring(made([long])).iter("figure")
+        if figure.findtext("figcaption") == PLOTS[2]
+    )
+    assert svg is not None
+    x, y = Scale(0.9, 220, LEFT, WIDTH - RIGHT, log=True), Scale(0, 100, HEIGHT - BOTTOM, TOP)
+    (curve,) = (line.get("d") or "" for line in svg.iter("path") if line.get("class") == "curve")
+    points = [tuple(map(float, point.split())) for point in curve[1:].split("L")]
+    assert points[0] == pytest.approx((x(1), y(0)), abs=0.1)
+    assert points[len(points) // 2] == pytest.approx((x(100.5), y(50)), abs=0.1)
+    assert points[-1] == pytest.approx((x(200), y(100)), abs=0.1)
+    spots = [(float(spot.get("cx") or 0), float(spot.get("cy") or 0)) for spot in svg.iter("circle")]
+    assert spots == [pytest.approx((x(at), y(p)), abs=0.1) for p, at in ((50, 100.5), (95, 190.05), (99, 198.01))]
 
 
 def test_medians_that_do_not_add_up_make_no_bar_that_ends_before_it_begins():

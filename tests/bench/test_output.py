@@ -19,7 +19,7 @@ def blocks(*, cpu: float = 10) -> list[Block]:
             metrics |= {"last_byte_to_final": 0.5, "first_byte_to_delta": 0.5, "overhead": latency - 0.5}
             turns = [turn(sent=10 * (n // at_once), final=10 * (n // at_once) + latency) for n in range(8)]
             records = [Record(subject, scenario, each, metrics) for each in turns]
-            found.append(Block(records, 0, 100 * MS, round(cpu * MS)))
+            found.append(Block(records, 100 * MS, round(cpu * MS), at_once=at_once))
     return found
 
 
@@ -54,12 +54,12 @@ def test_what_aiperf_knows_too_has_its_names_and_shape(tmp_path: Path):
         rows = {(row["scenario"], row["subject"], row["metric"]): row for row in csv.DictReader(file)}
     for name in ("request_latency", "total"):
         row = rows["one session", "triops", name]
-        assert (row["unit"], row["p1"], row["p50"], row["sum"], row["count"]) == ("ms", "4.0", "4.0", "32.0", "8")
+        assert (row["unit"], row["p10"], row["p50"], row["sum"], row["count"]) == ("ms", "4.0", "4.0", "32.0", "8")
     assert rows["one session", "triops", "request_throughput"]["p99"] == "", "a rate has no distribution"
 
 
 def test_what_is_no_turn_has_nothing_that_aiperf_knows():
-    stopped = Block([Record("gateway", "abort", turn(sent=1, final=2), {"terminal": 1.0})], 0, MS, 1)
+    stopped = Block([Record("gateway", "abort", turn(sent=1, final=2), {"terminal": 1.0})], MS, 1)
     assert summary("", {}, results([stopped])).results[0].aiperf == {}
 
 

@@ -30,7 +30,7 @@ def test_the_table_shows_medians_ratio_and_what_is_not_known():
         "–",
         "–",
         "4.00",
-        "4.00",
+        "–",
         "250",
         "1.50",
         "(1.40–1.60)",
@@ -45,8 +45,15 @@ def test_doubts_are_said_below_the_table():
         machine(), [result("triops", failed=3), result("floor", invalid="too slow"), result("other", overhead=False)]
     )
     assert "one session, triops: 3 turns did not end as they should" in said
-    assert "one session, floor: INVALID, too slow." in said
+    assert "one session, floor: INVALID, too slow; not plotted." in said
     assert "--model" in said
+    assert "floor INVALID  " in said, "in its row, too"
+
+
+def test_turns_without_marks_are_counted_where_others_have_them():
+    few = result("triops")
+    few.metrics["total"] = summarise([5.0] * 4)
+    assert "one session, triops: of 3 turns the model left no marks" in text(machine(), [few])
 
 
 def test_nothing_is_doubted_without_a_cause():
@@ -59,8 +66,8 @@ def test_what_is_no_turn_is_shown_with_every_metric():
     assert text({"date": "today"}, [stopped]).splitlines() == [
         "date today",
         "",
-        "                ms         p50   p95   p99   max  count",
-        "abort, gateway  terminal  2.00  2.00  2.00  2.00      1",
+        "                ms         p50  p95  p99   max  count",
+        "abort, gateway  terminal  2.00    –    –  2.00      1",
     ]
 
 
@@ -71,5 +78,5 @@ def test_a_readme_gets_the_same_table_with_its_command():
         "|  | subject | ack | model req | 1st delta | byte→delta | last→final | overhead | p99 | turns/s | × floor "
         "| gen ms |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
-        "| one session | triops | 1.00 | – | – | – | – | 4.00 | 4.00 | 250 | 1.50 (1.40–1.60) | 0.50 |",
+        "| one session | triops | 1.00 | – | – | – | – | 4.00 | – | 250 | 1.50 (1.40–1.60) | 0.50 |",
     ]

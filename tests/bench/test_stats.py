@@ -5,12 +5,18 @@ from statistics import median
 
 import pytest
 
-from triops.bench.stats import Interval, median_interval, percentile, ratio_interval, summarise
+from triops.bench.stats import Interval, median_interval, percentile, ratio, summarise
 
 
 def noise(center: float, count: int = 50, seed: int = 1) -> list[float]:
     source = random.Random(seed)
     return [source.gauss(center, 0.5) for _ in range(count)]
+
+
+def sure(ours: list[list[float]], base: list[list[float]]) -> Interval | None:
+    """The interval of their ratio."""
+    found = ratio(ours, base)
+    return found and found[1]
 
 
 @pytest.mark.parametrize(("percent", "value"), [(0, 1), (25, 2), (50, 3), (90, 4.6), (100, 5)])
@@ -30,7 +36,7 @@ def test_a_summary_names_what_aiperf_names():
 
 def test_one_sample_is_its_own_summary():
     found = summarise([7.0])
-    assert (found.min, found.p50, found.p99, found.max, found.std) == (7.0, 7.0, 7.0, 7.0, 0.0)
+    assert (found.min, found.p50, found.p90, found.max, found.std) == (7.0, 7.0, 7.0, 7.0, 0.0)
 
 
 def test_an_interval_holds_the_median_and_is_the_same_for_the_same_seed():
@@ -43,8 +49,8 @@ def test_an_interval_holds_the_median_and_is_the_same_for_the_same_seed():
 
 def test_the_same_against_the_same_may_be_equal_and_twice_as_much_may_not():
     base = [noise(5, seed=seed) for seed in range(8)]
-    same = ratio_interval([noise(5, seed=seed) for seed in range(10, 18)], base)
-    double = ratio_interval([noise(10, seed=seed) for seed in range(10, 18)], base)
+    same = sure([noise(5, seed=seed) for seed in range(10, 18)], base)
+    double = sure([noise(10, seed=seed) for seed in range(10, 18)], base)
     assert same is not None
     assert double is not None
     assert not same.excludes(1)
@@ -60,12 +66,29 @@ def test_drift_between_blocks_widens_the_interval_of_the_median_but_not_of_the_r
     steady = [noise(5, seed=seed) for seed in range(8)]
     drifting = [noise(5 + seed, seed=seed) for seed in range(8)]
     assert width(median_interval(drifting)) > 5 * width(median_interval(steady))
-    assert width(ratio_interval(drifting, drifting)) < 0.4
+    assert width(sure(drifting, drifting)) < 0.4
 
 
-def test_one_pair_of_blocks_and_a_median_of_nothing_tell_no_ratio():
-    assert ratio_interval([noise(5)], [noise(5)]) is None
-    assert ratio_interval([[0.0], [1.0]], [[1.0], [1.0]]) is None
+def test_few_pairs_of_blocks_tell_no_interval_and_a_median_of_nothing_no_ratio():
+    assert ratio([[4.0], [1.0]], [[2.0], [2.0]]) == (pytest.approx(1.0), None)
+    assert ratio([[0.0], [1.0]], [[1.0], [1.0]]) is None
+    assert ratio([], []) is None
+
+
+def test_the_ratio_lies_in_its_interval_whatever_the_blocks_are():
+    source = random.Random(3)
+    ours = [[source.lognormvariate(1, 1) for _ in range(9)] for _ in range(6)]
+    found, sure = ratio(ours, ours[::-1]) or (0, None)
+    assert sure is not None
+    assert sure.low < found < sure.high
+
+
+@pytest.mark.parametrize(("count", "p95", "p99"), [(19, False, False), (20, True, False), (100, True, True)])
+def test_a_percentile_beyond_which_no_sample_lies_is_not_told(count: int, p95: bool, p99: bool):
+    found = summarise(noise(5, count))
+    assert [value is not None for value in (found.p5, found.p95)] == [p95, p95]
+    assert [value is not None for value in (found.p1, found.p99)] == [p99, p99]
+    assert found.p90 is not None
 
 
 def a_against_a(shape: str, seed: int) -> tuple[list[list[float]], list[list[float]]]:
@@ -92,14 +115,14 @@ def differs_by_samples(blocks: list[list[float]], base: list[list[float]], seed:
 
 @pytest.mark.parametrize("shape", ["drift", "tails", "steps"])
 def test_a_against_a_differs_in_at_most_five_of_a_hundred_runs(shape: str):
-    runs = [ratio_interval(*a_against_a(shape, seed)) for seed in range(100)]
+    runs = [sure(*a_against_a(shape, seed)) for seed in range(100)]
     assert sum(run is None or run.excludes(1) for run in runs) <= 5
 
 
 @pytest.mark.parametrize("shape", ["drift", "tails", "steps"])
 def test_a_third_more_in_every_turn_is_seen_in_most_runs(shape: str):
     runs = [a_against_a(shape, seed) for seed in range(100)]
-    found = [ratio_interval([[4 / 3 * value for value in block] for block in ours], base) for ours, base in runs]
+    found = [sure([[4 / 3 * value for value in block] for block in ours], base) for ours, base in runs]
     assert sum(run is not None and run.excludes(1) for run in found) > 50
 
 
