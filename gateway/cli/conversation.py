@@ -119,8 +119,10 @@ class Conversation:
             while True:
                 event = (await agents.receive()).payload
                 if event.get("runId") == run_id and event["stream"] == "run_status":
-                    if reason := event["data"].get("reason"):
-                        show(("head", f"[{reason}]"))
+                    data = event["data"]
+                    again = f"; trying again, {data['attempt']} of {data['maxAttempts']}" if "attempt" in data else ""
+                    if reason := data.get("reason"):
+                        show(("head", f"[{reason}{again}]"))
                     return
 
     async def _head(self, run_id: str, agents: EventStream, show: Show) -> str | None:

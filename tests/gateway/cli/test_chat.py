@@ -96,7 +96,8 @@ class ScriptedGateway:
                         model = {"phase": "model", "provider": "local", "model": "tiny"}
                         await event("agent", runId=run_id, stream="lifecycle", data=model)
                         await event("chat", runId=run_id, state="status", phase="starting_model")
-                        why = {"phase": "retrying", "reason": "too many requests"} if text == "busy" else {"phase": "x"}
+                        retry = {"phase": "retrying", "reason": "too many requests", "attempt": 1, "maxAttempts": 2}
+                        why = retry if text == "busy" else {"phase": "x"}
                         await event("agent", runId=run_id, stream="run_status", data=why)
                         if text == "busy":
                             await event("agent", runId=run_id, stream="lifecycle", data=model | {"model": "other"})
@@ -155,7 +156,7 @@ def test_one_shot_streams_the_answer_headed_by_its_model(run: Any, scripted: Scr
 def test_what_a_run_waits_for_is_said_before_its_answer(run: Any, scripted: ScriptedGateway):
     ran = run("chat", "busy")
     assert (ran.code, ran.out) == (0, "You said: busy\n") and ran.err == (
-        "[too many requests]\n[local/other: in place of the default one]\n"
+        "[too many requests; trying again, 1 of 2]\n[local/other: in place of the default one]\n"
     )
 
 
