@@ -1,6 +1,8 @@
 """The command line of `triops bench`. Imports what a subcommand needs when it runs."""
 
+import math
 import shlex
+import signal
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial, wraps
 from pathlib import Path
@@ -10,8 +12,9 @@ import click
 from click.core import ParameterSource
 
 from triops.bench.errors import BenchFailed
-from triops.gateway.cli.failures import Failure
+from triops.gateway.cli.failures import Exit, Failure
 from triops.gateway.cli.output import as_json, json_option
+from triops.gateway.cli.process import stop_signals
 
 if TYPE_CHECKING:
     from triops.bench.subjects import Targets
@@ -136,7 +139,10 @@ def reconnect(targets: "Targets", turns: int, out: Path | None) -> None:
 
 
 @_scenario(
-    click.option("--jobs", default=20, show_default=True, type=click.IntRange(1), help="At most 25."), floor=False
+    click.option(
+        "--jobs", default=20, show_default=True, type=click.IntRange(1, 25), help="A gateway takes 30 changes a minute."
+    ),
+    floor=False,
 )
 def cron(targets: "Targets", jobs: int, out: Path | None) -> None:
     """How late jobs start and finish, counted from their time."""
@@ -197,6 +203,8 @@ def compare(a: Path, b: Path, threshold: float | None, metric: str | None) -> No
     """
     from triops.bench.compare import run
 
+    if threshold is not None and not math.isfinite(threshold):
+        raise click.BadParameter(f"{threshold} is no bound; write for example 1.10", param_hint="--threshold")
     _guard(lambda: run(a, b, threshold=threshold, metric=metric, as_json=as_json()))
 
 
@@ -240,16 +248,32 @@ def _counts(text: str, option: str = "--concurrency") -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
+def _interrupt(number: int, frame: object) -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
 def _guard(measure: Callable[[], None]) -> None:
-    """Say a failed measurement in words; what is nobody's failure but ours keeps its traceback."""
+    """Say a failed measurement in words; what is nobody's failure but ours keeps its traceback.
+
+    What asks this process to end is taken for Ctrl-C, with which the children end too.
+    """
+    ours = [number for number in stop_signals() if number != signal.SIGINT]
+    before = {number: signal.signal(number, _interrupt) for number in ours}
     try:
         measure()
     except BenchFailed as error:
         raise Failure(str(error)) from error
+    except KeyboardInterrupt as error:
+        raise Failure("interrupted", code=Exit.INTERRUPTED) from error
     except BaseExceptionGroup as group:
+        if group.subgroup(KeyboardInterrupt):
+            raise Failure("interrupted", code=Exit.INTERRUPTED) from group
         failed, other = group.split(BenchFailed)
         if failed is None or other is not None:
             raise
         while isinstance(failed, BaseExceptionGroup):
             failed = failed.exceptions[0]
         raise Failure(str(failed)) from group
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
