@@ -121,7 +121,13 @@ def first_turn(targets: "Targets", runs: int, out: Path | None) -> None:
 
 
 @_scenario(
-    _turns(50), click.option("--message", help="To the model; else its mock is asked for a long answer."), floor=False
+    _turns(50),
+    click.option(
+        "--message",
+        help="To the model; else its mock is asked for a long answer. Children are started by a tool, which this"
+        """ project's gateway has none of; one of another is called with 'CALL:exec {"command":"sleep 60"}'.""",
+    ),
+    floor=False,
 )
 def abort(targets: "Targets", turns: int, message: str | None, out: Path | None) -> None:
     """From chat.abort to its ack, to the terminal event, and until the turn's child processes are gone."""
