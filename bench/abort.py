@@ -27,7 +27,6 @@ async def measure(targets: Targets, turns: int, message: str = LONG_ANSWER) -> l
     blocks: list[Block] = []
     async with open_subjects(targets) as (_, subjects):
         for subject, driver in subjects:
-            await one_turn(driver, new_session())
             blocks += [
                 await timed(lambda s=subject, d=driver: abort_once(s.name, s.pid, d, message)) for _ in range(turns)
             ]

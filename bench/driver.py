@@ -23,7 +23,38 @@ now = time.perf_counter_ns
 
 SCOPES = ["operator.read", "operator.write", "operator.admin"]
 HANDSHAKE_LIMIT = 30.0
+ANSWER_LIMIT = 60.0
 TERMINAL = ("final", "error", "aborted")
+
+
+class Place(msgspec.Struct, frozen=True):
+    """What a URL names."""
+
+    host: str
+    port: int
+    secure: bool
+    target: str
+
+    @property
+    def netloc(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def place_of(url: str, option: str = "--url", example: str = "ws://127.0.0.1:18789") -> Place:
+    """Taken apart, as `option` it was given as.
+
+    Raises:
+        BenchFailed: it is no URL of a server.
+    """
+    try:
+        parts = urlsplit(url)
+        secure = parts.scheme in ("wss", "https")
+        if not parts.hostname or not (secure or parts.scheme in ("ws", "http")):
+            raise ValueError("no address of a server")
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        return Place(parts.hostname, parts.port or (443 if secure else 80), secure, target)
+    except ValueError as error:
+        raise BenchFailed(f"{option} {url!r}: {error}; write for example {example}") from error
 
 
 class Turn(msgspec.Struct):
@@ -75,13 +106,13 @@ class Driver:
         self.listener: Callable[[Frame, int], None] = lambda frame, stamp: None
         """Told of each frame and its moment; must not wait."""
 
-    async def connect(self, host: str, token: str) -> None:
+    async def connect(self, place: Place, token: str) -> None:
         """Upgrade, answer the challenge and wait for `hello-ok`, as a local backend (protocol 4).
 
         Raises:
             BenchFailed: the gateway refused.
         """
-        await self._send(Request(host=host, target="/"))
+        await self._send(Request(host=place.netloc, target=place.target))
         await self._wait_for(lambda frame: frame.event == "connect.challenge")
         client = {"id": "gateway-client", "version": "0", "platform": "bench", "mode": "backend"}
         params: dict[str, object] = {"minProtocol": 4, "maxProtocol": 4, "client": client, "role": "operator"}
@@ -95,24 +126,30 @@ class Driver:
         """Take in frames until cancelled.
 
         Raises:
-            BenchFailed: the gateway closed the connection.
+            BenchFailed: the gateway closed the connection, or sent what is no frame of this protocol.
         """
-        while True:
-            stamp, frames = await self._receive()
-            for frame in frames:
-                self._note(frame, stamp)
+        with _as_failure():
+            while True:
+                stamp, frames = await self._receive()
+                for frame in frames:
+                    self._note(frame, stamp)
 
     async def ask(self, method: str, params: object) -> msgspec.Raw:
         """Any request; gives the payload of its answer.
 
         Raises:
-            BenchFailed: the gateway refused.
+            BenchFailed: the gateway refused, or said nothing in time.
         """
         id, (send, receive) = f"{method} {next(self._numbers)}", trio.open_memory_channel[Frame](1)
         self._asked[id] = send
-        with send, receive:
-            await self._request(id, method, params)
-            answer = await receive.receive()
+        try:
+            with send, receive, trio.fail_after(ANSWER_LIMIT):
+                await self._request(id, method, params)
+                answer = await receive.receive()
+        except trio.TooSlowError as error:
+            raise BenchFailed(f"the gateway did not answer {method} within {ANSWER_LIMIT:.0f} s") from error
+        finally:
+            self._asked.pop(id, None)
         if not answer.ok:
             raise BenchFailed(f"the gateway refused {method}: {bytes(answer.error).decode()}")
         return answer.payload
@@ -199,6 +236,8 @@ def _as_failure() -> Generator[None]:
         yield
     except (trio.BrokenResourceError, RemoteProtocolError) as error:
         raise BenchFailed(f"the connection to the gateway broke: {error}") from error
+    except msgspec.DecodeError as error:
+        raise BenchFailed(f"the gateway sent a frame that cannot be read: {error}") from error
 
 
 @asynccontextmanager
@@ -208,20 +247,16 @@ async def open_driver(url: str, token: str) -> AsyncGenerator[Driver]:
     Raises:
         BenchFailed: nobody listens there, or the gateway refused; inside the block, when the connection was lost.
     """
-    parts = urlsplit(url)
-    host, secure = parts.hostname or "", parts.scheme in ("wss", "https")
-    port = parts.port or (443 if secure else 80)
+    place = place_of(url)
     try:
-        if secure:
-            stream = await trio.open_ssl_over_tcp_stream(host, port)
-        else:
-            stream = await trio.open_tcp_stream(host, port)
+        opener = trio.open_ssl_over_tcp_stream if place.secure else trio.open_tcp_stream
+        stream = await opener(place.host, place.port)
     except OSError as error:
         raise BenchFailed(f"no gateway listens at {url}: {error}") from error
     driver = Driver(stream)
     try:
-        with trio.move_on_after(HANDSHAKE_LIMIT) as limit:
-            await driver.connect(f"{host}:{port}", token)
+        with trio.move_on_after(HANDSHAKE_LIMIT) as limit, _as_failure():
+            await driver.connect(place, token)
         if limit.cancelled_caught:
             raise BenchFailed(f"{url} listens, but said no hello within {HANDSHAKE_LIMIT:.0f} s")
         async with trio.open_nursery() as nursery:

@@ -13,6 +13,7 @@ from triops.bench.report import latency
 from triops.bench.turns import Block
 
 _show: ContextVar[Callable[[str, str], None]] = ContextVar("show", default=lambda what, text: None)
+_keep: ContextVar[Callable[[Block], None]] = ContextVar("keep", default=lambda block: None)
 
 
 def tell(what: str, text: str) -> None:
@@ -21,12 +22,24 @@ def tell(what: str, text: str) -> None:
 
 
 def told(block: Block) -> Block:
-    """The same block, when its line is shown."""
+    """The same block, when it is kept and its line is shown."""
+    _keep.get()(block)
     first = block.records[0]
     times = [latency(record) for record in block.records if record.good and record.metrics]
     middle = f", median {median(times):.2f} ms" if times else ""
     tell(f"{first.scenario}, {first.subject}", f"{len(block.records)} turns{middle}")
     return block
+
+
+@contextmanager
+def kept() -> Generator[list[Block]]:
+    """The blocks told within, as they come: what there is when a measurement is cut short."""
+    blocks: list[Block] = []
+    token = _keep.set(blocks.append)
+    try:
+        yield blocks
+    finally:
+        _keep.reset(token)
 
 
 @contextmanager

@@ -37,13 +37,13 @@ async def measure(targets: Targets, turns: int) -> list[Block]:
             session = new_session()
             await closed_loop(driver, [session], SEEN)
             blocks += [
-                await timed(lambda s=subject, d=driver, k=session: _reconnect_once(s, d, k)) for _ in range(turns)
+                await timed(lambda s=subject, d=driver, k=session: reconnect_once(s, d, k)) for _ in range(turns)
             ]
     return blocks
 
 
-async def _reconnect_once(subject: Subject, watcher: Driver, session: str) -> list[Record]:
-    """`watcher` stays connected, and tells when the answer is there."""
+async def reconnect_once(subject: Subject, watcher: Driver, session: str) -> list[Record]:
+    """One turn whose line is lost; `watcher` stays connected, and tells when the answer is there."""
     word = uuid.uuid4().hex
     turn, found = Turn(word, session), dict[str, float]()
     with trio.move_on_after(TURN_LIMIT):

@@ -17,10 +17,10 @@ import trio
 from triops.bench.bare import open_bare
 from triops.bench.driver import Driver, now, open_driver
 from triops.bench.errors import BenchFailed
-from triops.bench.load import MESSAGE, closed_loop, new_session, open_loop
+from triops.bench.load import MESSAGE, closed_loop, new_session, one_turn, open_loop
 from triops.bench.mock_model import Mark
-from triops.bench.output import make_folder, summary, write
-from triops.bench.progress import live, told
+from triops.bench.output import Report, make_folder, summary, write
+from triops.bench.progress import kept, live, told
 from triops.bench.report import machine, text
 from triops.bench.subjects import Subject, Targets, open_model, openers
 from triops.bench.turns import BARE, Block, Record, phases, results, steady
@@ -66,10 +66,22 @@ async def open_subjects(targets: Targets) -> AsyncGenerator[tuple[str, list[tupl
             subject = await stack.enter_async_context(opener())
             bare = subject.name == BARE
             opened = open_bare(subject.url) if bare else open_driver(subject.url, subject.token)
-            found.append((subject, await stack.enter_async_context(opened)))
+            found.append((subject, driver := await stack.enter_async_context(opened)))
+            await check(subject.name, driver)
         gc.freeze()  # what is here stays: a full collection in a turn would be the generator's, not the subject's
         stack.callback(gc.unfreeze)
         yield model, found
+
+
+async def check(subject: str, driver: Driver) -> None:
+    """One turn, before many are waited for in vain.
+
+    Raises:
+        BenchFailed: it did not end as it should.
+    """
+    turn = await one_turn(driver, new_session())
+    if turn.state != "final":
+        raise BenchFailed(f"{subject}: its first turn did not end as it should: {turn.state} {turn.error}".rstrip())
 
 
 async def measure_turns(targets: Targets, scenarios: Sequence[Scenario], turns: int) -> list[Block]:
@@ -147,13 +159,38 @@ def take_marks(model: str) -> dict[str, list[Mark]]:
 
 
 def run(measure: Callable[[], Awaitable[list[Block]]], command: str, *, out: Path | None, as_json: bool) -> None:
-    """Measure, print, and write what `output` names into `out`; `command` says how to do it again."""
+    """Measure, print, and write what `output` names into `out`; `command` says how to do it again.
+
+    What a measurement that was cut short has found is printed and written too.
+
+    Raises:
+        BenchFailed: the measurement failed, or no turn of a subject ended as it should, or `out` cannot be written.
+    """
     if out is not None:
         make_folder(out)
     noted = machine()  # before the load is our own
-    with live():
-        blocks = trio.run(measure)
+    blocks: list[Block] = []
+    with kept() as found:
+        try:
+            with live():
+                blocks = trio.run(measure)
+        finally:
+            if found and not blocks:
+                _show(found, command, noted | {"unfinished": "it was cut short"}, out, as_json=as_json)
+    for result in _show(blocks, command, noted, out, as_json=as_json).results:
+        if not result.metrics:
+            where = result.scenario, result.subject
+            turn = next(r.turn for block in blocks for r in block.records if (r.scenario, r.subject) == where)
+            why = f"the first: {turn.state} {turn.error}".rstrip()
+            raise BenchFailed(f"{', '.join(where)}: no turn ended as it should ({why})")
+
+
+def _show(blocks: list[Block], command: str, noted: dict[str, str], out: Path | None, *, as_json: bool) -> Report:
     report = summary(command, noted, results(blocks))
+    print(msgspec.json.encode(report).decode() if as_json else text(noted, report.results), flush=True)
     if out is not None:
-        write(out, report, blocks)
-    print(msgspec.json.encode(report).decode() if as_json else text(noted, report.results))
+        try:
+            write(out, report, blocks)
+        except OSError as error:
+            raise BenchFailed(f"--out: {error.filename or out} cannot be written: {error.strerror}") from error
+    return report

@@ -1,30 +1,22 @@
-"""Who is measured, and the processes that measuring needs: each ends with its block. Knows no scenario.
-
-A child is given its standard input and ends with it where it can; what is still there is terminated, then killed.
-"""
+"""Who is measured, each opened for a block. Knows no scenario."""
 
 import os
 import shlex
 import sys
 import tempfile
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import IO
-from urllib.parse import urlsplit
 
 import msgspec
 import trio
 
-from triops.bench.driver import now
+from triops.bench.children import POLL, START_LIMIT, Address, open_announced, open_child
+from triops.bench.driver import now, place_of
 from triops.bench.errors import BenchFailed
 from triops.bench.turns import BARE, INSIDE
 
-START_LIMIT = 60.0
-POLL = 0.002
-"""Seconds between two looks at a file that another process writes: the resolution of "listening"."""
-TERMINATE_GRACE, KILL_GRACE = 5.0, 5.0
 GATEWAY, FLOOR = "triops.gateway.cli.main", "triops.bench.floor"
 
 
@@ -88,22 +80,15 @@ def openers(targets: Targets, model: str) -> dict[str, Opener]:
     return found | ({"floor": partial(open_floor, model)} if targets.floor else {})
 
 
-class Address(msgspec.Struct, frozen=True, rename="camel"):
-    """What a child says of itself: a line of the mock or the floor, or the gateway's `gateway.json`."""
-
-    url: str
-    pid: int
-    token_file: str = ""
-
-
 @asynccontextmanager
 async def open_model(targets: Targets = NO_TARGETS) -> AsyncGenerator[str]:
     """The URL of the model that leaves marks: the one that runs already, or the mock or a relay in its own process."""
     if targets.model:
+        place_of(targets.model, "--model", "http://127.0.0.1:8000")
         yield targets.model
         return
     relay = ("triops.bench.relay", "--to", targets.endpoint, "--name", targets.endpoint_model)
-    async with _open_announced("-m", *(relay if targets.endpoint else ("triops.bench.mock_model",))) as address:
+    async with open_announced("-m", *(relay if targets.endpoint else ("triops.bench.mock_model",))) as address:
         yield address.url
 
 
@@ -112,36 +97,51 @@ async def open_peer(targets: Targets, model: str) -> AsyncGenerator[Subject]:
     """A gateway that a command starts, as a child; it is there when its port is open.
 
     Raises:
-        BenchFailed: there is no such command, it ended, or did not listen in time.
+        BenchFailed: somebody listens there already; there is no such command, it ended, or did not listen in time.
     """
-    argv = [part.replace("{model}", model) for part in shlex.split(targets.command, posix=os.name == "posix")]
+    try:
+        words = shlex.split(targets.command, posix=os.name == "posix")
+    except ValueError as error:
+        raise BenchFailed(f"--start {targets.command!r} is no command: {error}") from error
+    if not words:
+        raise BenchFailed("--start names no command")
+    argv = [word.replace("{model}", model) for word in words]
+    if await _connects(targets.url):
+        raise BenchFailed(f"somebody listens at {targets.url} already: end it, or leave out --start to measure it")
     with tempfile.TemporaryDirectory(prefix="triops-bench-", ignore_cleanup_errors=True) as folder:
         state, spawned = Path(folder), now()
         log = state / "bench.log"
         with log.open("wb") as output:
-            async with _open_child(argv, output, output) as process:
+            async with open_child(argv, output, output) as process:
                 listening = await _port_opened(process, targets.url, log)
                 yield Subject("gateway", targets.url, targets.token, process.pid, spawned, listening, log=log)
 
 
 async def _port_opened(process: trio.Process, url: str, log: Path) -> int:
-    parts = urlsplit(url)
     with trio.move_on_after(START_LIMIT):
         while process.poll() is None:
-            with suppress(OSError):
-                stream = await trio.open_tcp_stream(parts.hostname or "", parts.port or 80)
-                listening = now()
-                await trio.aclose_forcefully(stream)
+            if listening := await _connects(url):
                 return listening
             await trio.sleep(POLL)
     raise BenchFailed(f"nobody listens at {url} (exit code {process.returncode}):\n{_tail(log)}")
+
+
+async def _connects(url: str) -> int:
+    """When a connection to it was made; 0 if none was."""
+    place = place_of(url)
+    with suppress(OSError):
+        stream = await trio.open_tcp_stream(place.host, place.port)
+        connected = now()
+        await trio.aclose_forcefully(stream)
+        return connected
+    return 0
 
 
 @asynccontextmanager
 async def open_floor(model: str, python: Sequence[str] = ("-m", FLOOR)) -> AsyncGenerator[Subject]:
     """The floor in its own process; `python` are the interpreter's arguments that start it."""
     spawned = now()
-    async with _open_announced(*python, "--model", model) as address:
+    async with open_announced(*python, "--model", model) as address:
         yield Subject("floor", address.url, "", address.pid, spawned, now())
 
 
@@ -160,7 +160,7 @@ async def open_gateway(model: str, python: Sequence[str] = ("-m", GATEWAY)) -> A
         argv = [sys.executable, *python, "gateway", "run", "--port", "0"]
         spawned = now()
         with log.open("wb") as output:
-            async with _open_child(argv, output, output, env=env) as process:
+            async with open_child(argv, output, output, env=env) as process:
                 address = await _discover(process, state / "gateway.json", log)
                 listening = now()
                 token = (state / address.token_file).read_text().strip()
@@ -209,40 +209,3 @@ def _read_address(path: Path) -> Address | None:
 
 def _tail(log: Path) -> str:
     return log.read_text("utf-8", "replace")[-2000:]
-
-
-@asynccontextmanager
-async def _open_announced(*arguments: str) -> AsyncGenerator[Address]:
-    """A child that prints its address as its first line and ends with its standard input."""
-    async with _open_child([sys.executable, *arguments], -1, None) as process:
-        assert process.stdout is not None
-        line = b""
-        with trio.move_on_after(START_LIMIT):
-            while not line.endswith(b"\n") and (data := await process.stdout.receive_some()):
-                line += data
-        if not line.endswith(b"\n"):
-            raise BenchFailed(f"{' '.join(arguments)} did not start; its standard error says why")
-        yield msgspec.json.decode(line, type=Address)
-
-
-@asynccontextmanager
-async def _open_child(
-    argv: Sequence[str], stdout: IO[bytes] | int, stderr: IO[bytes] | None, *, env: Mapping[str, str] | None = None
-) -> AsyncGenerator[trio.Process]:
-    """A process; at the end of the block it is gone, whatever it does."""
-    try:
-        process = await trio.lowlevel.open_process(argv, stdin=-1, stdout=stdout, stderr=stderr, env=env)
-    except OSError as error:
-        raise BenchFailed(f"{argv[0]} cannot be started: {error}") from error
-    try:
-        yield process
-    finally:
-        assert process.stdin is not None
-        with trio.move_on_after(TERMINATE_GRACE, shield=True):
-            await process.stdin.aclose()
-            if process.stdout is None:
-                process.terminate()  # a gateway does not end with its input
-            await process.wait()
-        process.kill()
-        with trio.move_on_after(KILL_GRACE, shield=True):
-            await process.wait()

@@ -8,8 +8,9 @@ import pytest
 import trio
 import trio.testing
 
+from triops.bench import abort
 from triops.bench.abort import abort_once, measure
-from triops.bench.driver import Driver, Turn
+from triops.bench.driver import Driver, Frame, Turn
 from triops.bench.subjects import Subject, Targets
 from triops.bench.turns import results
 
@@ -61,3 +62,35 @@ async def test_a_turn_is_aborted_at_its_first_child_and_timed_until_that_is_gone
         (record,) = await abort_once("gateway", os.getpid(), ToolAtWork(), "")
     assert record.good
     assert record.metrics["reaped"] > 0
+
+
+class Stopwatch(Driver):
+    """A gateway that streams after 30 ms, acknowledges an abort in 50 ms and ends the turn 200 ms after that."""
+
+    def __init__(self) -> None:
+        super().__init__(trio.testing.memory_stream_pair()[0])
+        self._aborted = trio.Event()
+
+    async def chat(self, turn: Turn, message: str) -> None:
+        await trio.sleep(0.03)
+        self.listener(Frame("event", event="chat", payload=msgspec.Raw(b'{"state":"delta"}')), virtual_now())
+        await self._aborted.wait()
+        await trio.sleep(0.2)
+        turn.sent, turn.final, turn.state = 1, virtual_now(), "aborted"
+
+    async def ask(self, method: str, params: object) -> msgspec.Raw:
+        await trio.sleep(0.05)
+        self._aborted.set()
+        return msgspec.Raw(b"{}")
+
+
+def virtual_now() -> int:
+    return round(trio.current_time() * 1e9)
+
+
+async def test_an_abort_is_timed_from_its_request(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(abort, "now", virtual_now)
+    (record,) = await abort_once("gateway", 0, Stopwatch(), "")
+    assert record.metrics == pytest.approx({"ack": 50, "terminal": 250})

@@ -1,13 +1,16 @@
 import csv
 import json
 import re
+import signal
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import trio
 
 from triops.bench.output import read_lines, read_summary
 from triops.bench.subjects import Subject
+from triops.bench.turns import Block
 from triops.gateway.cli.main import main
 
 
@@ -202,3 +205,42 @@ def test_the_noted_command_keeps_no_token(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("triops.bench.scenario.run", lambda measure, command, **rest: noted.append(command))
     assert bench("chat", "--token", "s3", "--start", "peer --token=s3 {model}", "--turns", "1", "--out", "x") == 0
     assert noted == ["triops bench chat --turns 1 --start 'peer --token=TOKEN {model}'"]
+
+
+def test_more_jobs_than_a_gateway_takes_in_a_minute_are_refused(capsys: pytest.CaptureFixture[str]):
+    assert bench("cron", "--jobs", "26") == 2
+    assert "1<=x<=25" in capsys.readouterr().err
+
+
+@pytest.mark.slow  # starts a gateway
+@pytest.mark.parametrize("scenario", ["chat", "abort", "cron"])
+def test_a_gateway_whose_model_is_dead_has_failed(scenario: str, capsys: pytest.CaptureFixture[str]):
+    assert bench(scenario, "--model", "http://127.0.0.1:9") == 1
+    assert "triops: its first turn did not end as it should: error could not connect" in capsys.readouterr().err
+
+
+def test_a_scenario_in_which_no_turn_was_good_has_failed_after_its_table(
+    gateway: Subject, model_url: str, capsys: pytest.CaptureFixture[str]
+):
+    arguments = ("--url", gateway.url, "--token", gateway.token, "--model", model_url, "--turns", "1")
+    assert bench("abort", *arguments, "--message", "FAIL:400 ") == 1
+    shown = capsys.readouterr()
+    assert "abort, gateway: 1 turns did not end as they should" in shown.out
+    assert "abort, gateway: no turn ended as it should (the first: error" in shown.err
+
+
+def test_what_asks_to_end_is_ctrl_c_and_told_in_a_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    async def interrupted() -> list[Block]:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            signal.raise_signal(signal.SIGTERM)
+            await trio.sleep_forever()
+        return []
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("triops.bench.reconnect.measure", lambda *_: interrupted())
+    assert bench("reconnect") == 130
+    assert capsys.readouterr().err == "triops: interrupted\n"
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -1,8 +1,14 @@
+import time
+from typing import Any
+
+import msgspec
 import pytest
 import trio
+import trio.testing
+from tests.bench.test_turns import MS
 
 from triops.bench import cron
-from triops.bench.errors import BenchFailed
+from triops.bench.driver import Driver, Frame
 from triops.bench.subjects import Subject, Targets
 from triops.bench.turns import results
 
@@ -20,6 +26,30 @@ async def test_jobs_start_and_finish_after_their_time(gateway: Subject, model_ur
     assert found.metrics["finished"].min > 0
 
 
-async def test_more_jobs_than_a_gateway_takes_in_a_minute_are_refused():
-    with pytest.raises(BenchFailed, match="at most 25"):
-        await cron.measure(Targets(), 26)
+class Punctual(Driver):
+    """A gateway whose jobs start 20 ms after their time and finish 300 ms after it, the second with an error."""
+
+    def __init__(self) -> None:
+        super().__init__(trio.testing.memory_stream_pair()[0])
+        self.jobs = 0
+
+    async def ask(self, method: str, params: Any) -> msgspec.Raw:
+        due = cron.now() + cron.datetime.fromisoformat(params["schedule"]["at"]).timestamp() * 1e9 - time.time_ns()
+        job = f"job {self.jobs}"
+        self.jobs += 1
+        status = "ok" if self.jobs == 1 else "error"
+        trio.lowlevel.spawn_system_task(self._fire, job, round(due), status)
+        return msgspec.Raw(msgspec.json.encode({"id": job}))
+
+    async def _fire(self, job: str, due: int, status: str) -> None:
+        for action, late in (("started", 20), ("finished", 300)):
+            told = {"jobId": job, "action": action, "status": status, "error": "no model"}
+            self.listener(Frame("event", event="cron", payload=msgspec.Raw(msgspec.json.encode(told))), due + late * MS)
+
+
+async def test_lateness_is_counted_from_a_job_s_time_and_a_job_that_failed_is_no_good_one():
+    driver = Punctual()
+    with trio.fail_after(20):
+        first, second = await cron.let_fire("triops", driver, 2, 0.0)
+    assert first.metrics == pytest.approx({"started": 20, "finished": 300}, abs=5)  # the two clocks are read in turn
+    assert (first.good, second.good, second.turn.error) == (True, False, "no model")

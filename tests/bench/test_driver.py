@@ -9,7 +9,8 @@ import trio
 import trio.testing
 from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest, serve_websocket
 
-from triops.bench.driver import Driver, Turn, open_driver
+from triops.bench import driver as driving
+from triops.bench.driver import Driver, Place, Turn, open_driver, place_of
 from triops.bench.errors import BenchFailed
 
 Answer = Callable[[WebSocketConnection, dict[str, Any]], Awaitable[None]]
@@ -187,3 +188,67 @@ async def test_a_server_that_says_nothing_is_given_up_on(autojump_clock: trio.te
             (listener,) = await nursery.start(partial(trio.serve_tcp, silent, 0, host="127.0.0.1"))
             async with open_driver(f"ws://127.0.0.1:{listener.socket.getsockname()[1]}", "t"):
                 pass
+
+
+async def test_a_request_that_nobody_answers_is_given_up_on_and_a_late_answer_is_ignored(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(driving, "ANSWER_LIMIT", 0.05)
+    given_up = trio.Event()
+
+    async def answer(socket: WebSocketConnection, asked: dict[str, Any]) -> None:
+        await given_up.wait()
+        await send(socket, type="res", id=asked["id"], ok=True, payload={})
+        await chat_event(socket, json.loads(await socket.get_message()), state="final")
+
+    async with driver_of(answer) as driver:
+        with pytest.raises(BenchFailed, match=r"did not answer cron\.add within"):
+            await driver.ask("cron.add", {})
+        given_up.set()
+        assert (await played(driver)).state == "final"
+
+
+@pytest.mark.parametrize("frame", ["{", '{"type": 1}', '{"type": "event", "event": "chat", "payload": {"runId": 1}}'])
+async def test_a_frame_that_cannot_be_read_is_said_in_words(frame: str):
+    async def answer(socket: WebSocketConnection, asked: dict[str, Any]) -> None:
+        await socket.send_message(frame)
+
+    with pytest.RaisesGroup(pytest.RaisesExc(BenchFailed, match="frame that cannot be read"), flatten_subgroups=True):
+        async with driver_of(answer) as driver:
+            await played(driver)
+
+
+async def test_the_first_frame_may_be_none_too():
+    async def babble(request: WebSocketRequest) -> None:
+        socket = await request.accept()
+        await socket.send_message("hello")
+        await socket.get_message()
+
+    with pytest.RaisesGroup(pytest.RaisesExc(BenchFailed, match="frame that cannot be read"), flatten_subgroups=True):
+        async with serving(babble) as url, open_driver(url, "t"):
+            pass
+
+
+async def test_the_path_of_the_url_is_asked_for():
+    asked: list[str] = []
+
+    async def note(request: WebSocketRequest) -> None:
+        asked.append(request.path)
+        await (await request.accept()).aclose(1008)
+
+    with pytest.RaisesGroup(pytest.RaisesExc(BenchFailed, match="1008"), flatten_subgroups=True):
+        async with serving(note) as url, open_driver(f"{url}/gateway?a=b", "t"):
+            pass
+    assert asked == ["/gateway?a=b"]
+
+
+def test_a_url_names_host_port_and_path():
+    assert place_of("wss://h/x") == Place("h", 443, True, "/x")
+    assert place_of("http://[::1]") == Place("::1", 80, False, "/")
+    assert place_of("ws://[::1]:7").netloc == "[::1]:7"
+
+
+@pytest.mark.parametrize("url", ["ws://h:abc", "ws://h:99999", "h:80", "ws://", "ws://[::1", ""])
+def test_a_url_that_is_none_is_said_in_words(url: str):
+    with pytest.raises(BenchFailed, match=r"--url .*; write for example ws://127\.0\.0\.1:18789"):
+        place_of(url)

@@ -1,6 +1,8 @@
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import trio
@@ -23,6 +25,8 @@ def test_memory_is_that_of_a_process_and_of_its_children():
     assert alone is not None
     assert together is not None
     assert together > alone + 3  # an interpreter has more than 3 MB
+    resident = int(re.findall(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())[0])
+    assert tree_of(os.getpid())[os.getpid()] == pytest.approx(resident * 1024, rel=0.2), "resident, not virtual"
 
 
 def test_of_no_process_there_is_no_tree():

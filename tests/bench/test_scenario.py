@@ -1,10 +1,16 @@
+from pathlib import Path
+
 import pytest
 import trio
 import trio.testing
+from tests.bench.test_turns import block
 
 from triops.bench.driver import Driver, Frame, Turn, now, open_driver
+from triops.bench.errors import BenchFailed
 from triops.bench.load import new_session
-from triops.bench.scenario import WARM_UP, Scenario, run_block, run_scenario
+from triops.bench.output import read_lines
+from triops.bench.progress import told
+from triops.bench.scenario import WARM_UP, Scenario, run, run_block, run_scenario
 from triops.bench.subjects import Subject
 from triops.bench.turns import Block, Result, results
 
@@ -75,3 +81,26 @@ async def test_where_many_are_at_once_each_session_has_four_turns_in_a_block(no_
     _, blocks = await scripted(20, Scenario("8 at once", 8, plotted=True))
     assert len(blocks) == 20
     assert {(block.played, block.at_once) for block in blocks} == {(32, 8)}
+
+
+def test_a_table_is_printed_before_it_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    async def measure() -> list[Block]:
+        return [block("triops", [4.0])]
+
+    (tmp_path / "summary.json").mkdir()
+    with pytest.raises(BenchFailed, match=r"--out: .*summary\.json cannot be written: Is a directory"):
+        run(measure, "triops bench chat", out=tmp_path, as_json=False)
+    assert "one session" in capsys.readouterr().out
+
+
+def test_what_was_found_before_a_gateway_died_is_printed_and_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    async def measure() -> list[Block]:
+        told(block("triops", [4.0]))
+        raise BenchFailed("the gateway closed the connection")
+
+    with pytest.raises(BenchFailed, match="closed"):
+        run(measure, "triops bench chat", out=tmp_path, as_json=False)
+    assert "unfinished it was cut short" in capsys.readouterr().out
+    assert [line.subject for line in read_lines(tmp_path)] == ["triops"]

@@ -101,3 +101,36 @@ async def test_a_peer_that_does_not_come_up_is_said_with_its_last_words(command:
     with trio.fail_after(20), pytest.raises(BenchFailed, match=words):
         async with open_peer(targets, "http://127.0.0.1:9"):
             pass
+
+
+async def test_a_port_that_somebody_has_is_not_taken_for_the_started_gateway(unused_port: int):
+    targets = Targets(url=f"ws://127.0.0.1:{unused_port}", command="no-such-peer")
+    listeners = await trio.open_tcp_listeners(unused_port, host="127.0.0.1")
+    async with listeners[0]:
+        with trio.fail_after(20), pytest.raises(BenchFailed, match=r"somebody listens at .* already"):
+            async with open_peer(targets, "http://127.0.0.1:9"):
+                pass
+
+
+@pytest.mark.parametrize(("command", "words"), [("sh 'x", "No closing quotation"), (" ", "names no command")])
+async def test_what_is_no_command_is_said_in_words(command: str, words: str):
+    with pytest.raises(BenchFailed, match=words):
+        async with open_peer(Targets(url="ws://127.0.0.1:1", command=command), ""):
+            pass
+
+
+async def test_a_model_s_address_that_is_none_is_said_before_anything_starts():
+    with pytest.raises(BenchFailed, match=r"--model 'foo'.*write for example http://"):
+        async with open_model(Targets(model="foo")):
+            pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no sh")
+async def test_a_gateway_behind_a_shell_is_gone_after_the_block_too(unused_port: int):
+    inner = shlex.join([sys.executable, "-c", PEER, str(unused_port), "{model}/v1"])
+    targets = Targets(url=f"ws://127.0.0.1:{unused_port}", command=shlex.join(["sh", "-c", f"{inner}; true"]))
+    with trio.fail_after(20):
+        async with open_peer(targets, "http://127.0.0.1:9"):
+            pass
+        with pytest.raises(OSError, match="all attempts to connect"):
+            await trio.open_tcp_stream("127.0.0.1", unused_port)
