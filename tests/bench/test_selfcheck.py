@@ -1,5 +1,6 @@
 import pytest
 import trio
+from tests.bench.test_cli import bench
 
 from triops.bench.driver import Turn
 from triops.bench.mock_model import Mark
@@ -42,3 +43,9 @@ async def test_every_place_of_the_floor_can_be_held_up(model_url: str):
         shifts = await measure(1)
     assert shifts.keys() == PLACES.keys()
     assert all(found.keys() >= set().union(*PLACES.values()) for found in shifts.values())
+
+
+@pytest.mark.soak
+def test_five_milliseconds_are_found_here_and_now(capsys: pytest.CaptureFixture[str]):
+    assert bench("selfcheck", "--pairs", "300") == 0
+    print(capsys.readouterr().out)
