@@ -88,7 +88,7 @@ def page(command: str, machine: Mapping[str, str], results: Sequence[Result], re
     colors = {name: f"--c:var(--s{n % 6})" for n, name in enumerate(dict.fromkeys(r.subject for r in results))}
     groups: dict[str, dict[str, list[Record]]] = {}
     for record in records:
-        if record.good and record.metrics:
+        if record.good and record.times:
             groups.setdefault(record.scenario, {}).setdefault(record.subject, []).append(record)
     sections = [_section("Over all scenarios", [_overheads(results, colors), _concurrency(groups, results, colors)])]
     for scenario, by_subject in groups.items():

@@ -60,10 +60,10 @@ def percentile(values: Samples, percent: float) -> float:
     return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
 
 
-def summarise(values: Samples) -> Summary:
-    """Of times in ms. Raises ValueError if there are no samples."""
+def summarise(values: Samples, unit: str = "ms") -> Summary:
+    """Raises ValueError if there are no samples."""
     spread = (percentile(values, percent) for percent in (1, 5, 10, 25, 50, 75, 90, 95, 99))
-    return Summary("ms", len(values), fmean(values), pstdev(values), min(values), max(values), sum(values), *spread)
+    return Summary(unit, len(values), fmean(values), pstdev(values), min(values), max(values), sum(values), *spread)
 
 
 def median_interval(blocks: Sequence[Samples], *, seed: int = 0) -> Interval:

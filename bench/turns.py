@@ -17,7 +17,7 @@ BUSY = 0.9
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A line of `runs.jsonl`; `metrics` in ms, see `phases`."""
+    """A line of `runs.jsonl`; `metrics` in ms (see `phases`) or in the `unit` that they name."""
 
     subject: str
     scenario: str
@@ -29,6 +29,15 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def good(self) -> bool:
         return self.turn.state == self.wanted
+
+    @property
+    def times(self) -> dict[str, float]:
+        return {name: value for name, value in self.metrics.items() if unit(name) == "ms"}
+
+
+def unit(metric: str) -> str:
+    """Of `idle, MB` it is MB; times name none."""
+    return metric.rpartition(", ")[2] if metric.endswith((", MB", ", kB")) else "ms"
 
 
 class Block(msgspec.Struct, frozen=True):
@@ -102,7 +111,7 @@ def _result(scenario: str, subject: str, blocks: Sequence[Block], floor: Sequenc
     good = [record.metrics for record in turns if record.good]
     names = dict.fromkeys(name for metrics in good for name in metrics)
     ours, base = _overheads(blocks), _overheads(floor)
-    metrics = {name: summarise([found[name] for found in good if name in found]) for name in names}
+    metrics = {name: summarise([found[name] for found in good if name in found], unit(name)) for name in names}
     busy = max(cpu, sum(block.working_ns for block in blocks)) / wall
     compared = len(ours) == len(base) and all(ours) and all(base)
     return Result(
