@@ -12,7 +12,7 @@ import msgspec
 
 from triops.bench.report import latency, machine_line, remarks, rows
 from triops.bench.stats import Interval, percentile
-from triops.bench.turns import Record, Result
+from triops.bench.turns import GATEWAY_PHASE, Record, Result
 
 GOOD_MS = 100.0
 """From here on a person feels a wait: slower answers are no goodput."""
@@ -209,6 +209,9 @@ def _waterfall(results: Sequence[Result], colors: Colors) -> str:
         if "first_byte_to_delta" in p50:
             spans["byte → delta"] = (p50["first_delta"] - p50["first_byte_to_delta"], p50["first_delta"])
         spans |= {"last byte → final": (last, total)}
+        inside = {name: ms for name, ms in p50.items() if name.startswith(GATEWAY_PHASE) and ms}
+        ends = accumulate(inside.values())
+        spans |= {name: (end - ms, end) for (name, ms), end in zip(inside.items(), ends, strict=True)}
         bars += [(f"{result.subject}: {name}", *span, colors[result.subject]) for name, span in spans.items()]
     return _bars("Where the time of a turn went, medians in ms", bars)
 

@@ -12,6 +12,8 @@ from triops.bench.stats import Interval, Summary, median_interval, ratio_interva
 
 INSIDE = "in process"
 """The subject that shares the generator's process."""
+GATEWAY_PHASE = "gateway_"
+"""Before the name of what the gateway told of itself."""
 BUSY = 0.9
 """Share of the time from which on the generator is taken for the bottleneck."""
 
@@ -91,7 +93,7 @@ def phases(turn: Turn, marks: Sequence[Mark]) -> dict[str, float]:
         found["overhead"] = found["total"] - found["model"]
         if turn.first_delta:
             found["first_byte_to_delta"] = (turn.first_delta - marks[0].first) / 1e6
-    return found
+    return found | {f"{GATEWAY_PHASE}{name}": ms for name, ms in turn.phases.items()}
 
 
 def results(blocks: Sequence[Block]) -> list[Result]:
