@@ -160,21 +160,22 @@ def cron(targets: "Targets", jobs: int, out: Path | None) -> None:
 @_scenario(_turns(10_000))
 def memory(targets: "Targets", turns: int, out: Path | None) -> None:
     """Resident memory of the process tree on the way through many turns."""
-    from triops.bench.memory import run
+    from triops.bench.memory import measure
 
-    _guard(lambda: run(targets, turns, out=out, as_json=as_json()))
+    _report(partial(measure, targets, turns), out)
 
 
 @bench.command()
 @click.option("--runs", default=10, show_default=True, type=click.IntRange(1), help="Starts of each subject.")
 @click.option("--turns", default=1_000, show_default=True, type=click.IntRange(1), help="Before memory is read again.")
+@OUT
 @json_option
-@click.option("--no-floor", is_flag=True, help="Leave out the floor.")
-def start(runs: int, turns: int, no_floor: bool) -> None:
+@NO_FLOOR
+def start(runs: int, turns: int, out: Path | None, no_floor: bool) -> None:
     """Process start to hello-ok by phase, imports, CLI commands, memory."""
-    from triops.bench.start import Options, run
+    from triops.bench.start import measure
 
-    _guard(lambda: run(Options(runs=runs, turns=turns, floor=not no_floor), as_json=as_json()))
+    _report(partial(measure, runs, turns, floor=not no_floor), out)
 
 
 @bench.command()

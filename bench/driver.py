@@ -71,6 +71,8 @@ class Turn(msgspec.Struct):
     state: str = "timeout"
     """`final`, `error`, `aborted`; `refused` (no ack) or `timeout`."""
     error: str = ""
+    phases: dict[str, float] = {}
+    """ms that a gateway says it spent in each, where it has the cap `turn-phases`; in its order."""
 
 
 class Frame(msgspec.Struct, frozen=True):
@@ -88,8 +90,18 @@ class ChatPayload(msgspec.Struct, frozen=True, rename="camel"):
     error_message: str = ""
 
 
+class AgentData(msgspec.Struct, frozen=True):
+    phases: dict[str, float] = {}
+
+
+class AgentPayload(msgspec.Struct, frozen=True, rename="camel"):
+    run_id: str = ""
+    data: AgentData = AgentData()
+
+
 decode_frame = msgspec.json.Decoder(Frame).decode
 decode_chat = msgspec.json.Decoder(ChatPayload).decode
+decode_agent = msgspec.json.Decoder(AgentPayload).decode
 
 
 class Driver:
@@ -116,7 +128,7 @@ class Driver:
         await self._wait_for(lambda frame: frame.event == "connect.challenge")
         client = {"id": "gateway-client", "version": "0", "platform": "bench", "mode": "backend"}
         params: dict[str, object] = {"minProtocol": 4, "maxProtocol": 4, "client": client, "role": "operator"}
-        params |= {"scopes": SCOPES, "caps": [], "auth": {"token": token}}
+        params |= {"scopes": SCOPES, "caps": ["turn-phases"], "auth": {"token": token}}
         await self._request("connect", "connect", params)
         hello = await self._wait_for(lambda frame: frame.id == "connect")
         if not hello.ok:
@@ -169,6 +181,11 @@ class Driver:
         self.listener(frame, stamp)
         if asked := self._asked.pop(frame.id, None):
             return asked.send_nowait(frame)
+        if frame.event == "agent":
+            end = decode_agent(frame.payload) if b'"phases"' in bytes(frame.payload) else AgentPayload()
+            if end.data.phases and (found := self._turns.get(end.run_id)):
+                found[0].phases = end.data.phases
+            return
         chat = decode_chat(frame.payload) if frame.event == "chat" else None
         known = self._turns.get(chat.run_id if chat else frame.id)
         if known is None:

@@ -6,7 +6,6 @@ from contextlib import AsyncExitStack
 import trio
 
 from triops.bench.driver import now, open_driver
-from triops.bench.errors import BenchFailed
 from triops.bench.load import closed_loop, new_session, one_turn
 from triops.bench.progress import told
 from triops.bench.scenario import take_marks
@@ -24,13 +23,11 @@ async def measure(targets: Targets, runs: int, *, warm_after: float = WARM_AFTER
     Raises:
         BenchFailed: a subject is not ours to start, did not start, refused, or closed the connection.
     """
-    if targets.url and not targets.command:
-        raise BenchFailed("a first turn needs a start: add --start with the command that starts the gateway at --url")
     async with AsyncExitStack() as stack:
         model = await stack.enter_async_context(open_model(targets))
         blocks: list[Block] = []
         for _ in range(runs):
-            for name, opener in openers(targets, model).items():
+            for name, opener in openers(targets, model, children=True).items():
                 for pause, first in ((0.0, "cold"), (warm_after, "warmed")):
                     blocks += await _start_once(name, opener, model, pause, first)
     return sorted(blocks, key=lambda block: block.records[0].scenario)

@@ -6,12 +6,13 @@ No script, nothing fetched, light or dark as the system is. Plots that a measure
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import accumulate
 
 import msgspec
 
 from triops.bench.report import latency, machine_line, remarks, rows
 from triops.bench.stats import Interval, percentile, summarise
-from triops.bench.turns import Record, Result
+from triops.bench.turns import GATEWAY_PHASE, Record, Result
 
 GOOD_MS = 100.0
 """From here on a person feels a wait: slower answers are no goodput."""
@@ -89,7 +90,7 @@ def page(command: str, machine: Mapping[str, str], results: Sequence[Result], re
     valid = [result for result in results if not result.invalid]
     plotted = {(result.scenario, result.subject) for result in valid}
     for record in records:
-        if record.good and record.metrics and (record.scenario, record.subject) in plotted:
+        if record.good and record.times and (record.scenario, record.subject) in plotted:
             groups.setdefault(record.scenario, {}).setdefault(record.subject, []).append(record)
     sections = [_section("Over all scenarios", [_overheads(valid, colors), _concurrency(groups, valid, colors)])]
     for scenario, by_subject in groups.items():
@@ -212,6 +213,9 @@ def _waterfall(results: Sequence[Result], colors: Colors) -> str:
         if "first_byte_to_delta" in p50:
             spans["byte → delta"] = (p50["first_delta"] - p50["first_byte_to_delta"], p50["first_delta"])
         spans |= {"last byte → final": (last, total)}
+        inside = {name: ms for name, ms in p50.items() if name.startswith(GATEWAY_PHASE) and ms}
+        ends = accumulate(inside.values())
+        spans |= {name: (end - ms, end) for (name, ms), end in zip(inside.items(), ends, strict=True)}
         bars += [(f"{result.subject}: {name}", *span, colors[result.subject]) for name, span in spans.items()]
     return _bars("Where the time of a turn went, medians in ms", bars)
 

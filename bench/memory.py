@@ -6,62 +6,53 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
-import msgspec
-import trio
-
-from triops.bench.driver import open_driver
+from triops.bench.driver import Driver, Turn, open_driver
 from triops.bench.errors import BenchFailed
 from triops.bench.load import closed_loop, new_session
-from triops.bench.output import make_folder
-from triops.bench.progress import live, tell
-from triops.bench.report import machine, machine_line, table
+from triops.bench.progress import tell
+from triops.bench.scenario import check, timed
 from triops.bench.subjects import Targets, open_model, openers
+from triops.bench.turns import Block, Record
 
-SESSIONS, AT_ONCE, LOOKS = 100, 10, 20
-
-
-class Look(msgspec.Struct, frozen=True):
-    turns: int
-    rss_mb: float
+SESSIONS, AT_ONCE, LOOKS, SHOWN = 100, 10, 20, 5
+"""Every `SHOWN`th look stands in the result; all of them make the slope."""
 
 
-class Report(msgspec.Struct, frozen=True):
-    machine: dict[str, str]
-    looks: dict[str, list[Look]]
-    """By subject; the first is idle."""
-    kb_per_turn: dict[str, float]
-    """Slope over the second half, when all that is filled once is full."""
-
-
-async def measure(targets: Targets, turns: int) -> Report:
-    """Drive each subject alone through `turns` turns over 100 sessions.
+async def measure(targets: Targets, turns: int) -> list[Block]:
+    """Drive each subject alone through `turns` turns over 100 sessions; its last good turn bears what was seen.
 
     Raises:
         BenchFailed: a subject is no child of ours, or this system has no /proc; or it failed.
     """
-    if targets.url and not targets.command:
-        raise BenchFailed("memory is that of a child: add --start with the command that starts the gateway at --url")
     if sys.platform != "linux":
         raise BenchFailed("memory is not measured: this system has no /proc")
-    looks: dict[str, list[Look]] = {}
+    blocks: list[Block] = []
     async with AsyncExitStack() as stack:
         model = await stack.enter_async_context(open_model(targets))
-        for name, opener in openers(targets, model).items():
+        for name, opener in openers(targets, model, children=True).items():
             async with opener() as subject, open_driver(subject.url, subject.token) as driver:
-                sessions, found = [new_session() for _ in range(SESSIONS)], [Look(0, rss_of_tree(subject.pid) or 0)]
-                for number in range(LOOKS):
-                    share = turns // LOOKS + (number < turns % LOOKS)
-                    at = number * AT_ONCE % SESSIONS
-                    await closed_loop(driver, sessions[at : at + AT_ONCE], share)
-                    found.append(Look(found[-1].turns + share, rss_of_tree(subject.pid) or 0))
-                    tell(f"memory, {name}", f"{found[-1].turns} turns, {found[-1].rss_mb:.1f} MB")
-            looks[name] = found
-    return Report(machine(), looks, {name: slope(found[LOOKS // 2 :]) for name, found in looks.items()})
+                blocks.append(await timed(lambda n=name, s=subject, d=driver: _look(n, s.pid, d, turns)))
+    return blocks
 
 
-def slope(looks: Sequence[Look]) -> float:
-    """kB a turn, by least squares; 0 if no turn lies between."""
-    turns, rss = [look.turns for look in looks], [look.rss_mb * 1000 for look in looks]
+async def _look(name: str, pid: int, driver: Driver, turns: int) -> list[Record]:
+    sessions, looks = [new_session() for _ in range(SESSIONS)], [(0, rss_of_tree(pid) or 0)]
+    done: list[Turn] = []
+    await check(name, driver)
+    for number in range(LOOKS):
+        at = number * AT_ONCE % SESSIONS
+        done += await closed_loop(driver, sessions[at : at + AT_ONCE], turns // LOOKS + (number < turns % LOOKS))
+        looks.append((len(done), rss_of_tree(pid) or 0))
+        tell(f"memory, {name}", f"{len(done)} turns, {looks[-1][1]:.1f} MB")
+    found = {f"after {turns} turns, MB" if turns else "idle, MB": rss for turns, rss in looks[::SHOWN]}
+    found["each turn of the second half, kB"] = slope(looks[LOOKS // 2 :])
+    last = next((turn for turn in reversed(done) if turn.state == "final"), None)
+    return [Record(name, "memory", turn, found if turn is last else {}) for turn in done]
+
+
+def slope(looks: Sequence[tuple[int, float]]) -> float:
+    """kB a turn, by least squares, of turns and MB; 0 if no turn lies between."""
+    turns, rss = [turns for turns, _ in looks], [rss * 1000 for _, rss in looks]
     middle, level = sum(turns) / len(turns), sum(rss) / len(rss)
     spread = sum((t - middle) ** 2 for t in turns)
     return sum((t - middle) * (r - level) for t, r in zip(turns, rss, strict=True)) / spread if spread else 0.0
@@ -86,21 +77,3 @@ def tree_of(pid: int) -> dict[int, int]:
         tree |= more
     page = os.sysconf("SC_PAGE_SIZE")
     return {member: processes[member][1] * page for member in tree}
-
-
-def memory_table(report: Report) -> str:
-    rows = [["resident MB after turns", "", *(str(look.turns) for look in next(iter(report.looks.values()))[::5])]]
-    for name, looks in report.looks.items():
-        rows.append([name, f"{report.kb_per_turn[name]:+.2f} kB/turn", *(f"{look.rss_mb:.1f}" for look in looks[::5])])
-    return "\n".join([machine_line(report.machine), "", *table(rows)])
-
-
-def run(targets: Targets, turns: int, *, out: Path | None, as_json: bool) -> None:
-    """Measure, print, and write `summary.json` into `out`."""
-    if out is not None:
-        make_folder(out)
-    with live():
-        report = trio.run(measure, targets, turns)
-    if out is not None:
-        (out / "summary.json").write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
-    print(msgspec.json.encode(report).decode() if as_json else memory_table(report))

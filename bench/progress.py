@@ -25,7 +25,7 @@ def told(block: Block) -> Block:
     """The same block, when it is kept and its line is shown."""
     _keep.get()(block)
     first = block.records[0]
-    times = [latency(record) for record in block.records if record.good and record.metrics]
+    times = [latency(record) for record in block.records if record.good and record.times]
     middle = f", median {median(times):.2f} ms" if times else ""
     tell(f"{first.scenario}, {first.subject}", f"{len(block.records)} turns{middle}")
     return block

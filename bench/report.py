@@ -44,7 +44,8 @@ def rows(results: Sequence[Result]) -> list[list[str]]:
 
 
 def _metrics(results: Sequence[Result]) -> list[list[str]]:
-    found = [["", "ms", "p50", "p95", "p99", "max", "count"]]
+    named = any(s.unit != "ms" for result in results for s in result.metrics.values())
+    found = [["", "ms, or as named" if named else "ms", "p50", "p95", "p99", "max", "count"]]
     for result in results:
         for metric, s in result.metrics.items():
             name, times = f"{result.scenario}, {result.subject}", map(_number, (s.p50, s.p95, s.p99, s.max))
@@ -69,7 +70,7 @@ def _turns(results: Sequence[Result]) -> list[list[str]]:
 
 def latency(record: Record) -> float:
     """What was waited for: the final; where that is not the question, what was measured last."""
-    return record.metrics.get("total", list(record.metrics.values())[-1])
+    return record.metrics.get("total", list(record.times.values())[-1])
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -63,11 +63,11 @@ def percentile(values: Samples, percent: float) -> float:
     return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
 
 
-def summarise(values: Samples) -> Summary:
-    """Of times in ms. Raises ValueError if there are no samples."""
+def summarise(values: Samples, unit: str = "ms") -> Summary:
+    """Raises ValueError if there are no samples."""
     few = {n for n in (1, 5, 95, 99) if len(values) * min(n, 100 - n) < 100}
     spread = (None if n in few else percentile(values, n) for n in (1, 5, 10, 25, 50, 75, 90, 95, 99))
-    whole = "ms", len(values), fmean(values), pstdev(values), min(values), max(values), sum(values)
+    whole = unit, len(values), fmean(values), pstdev(values), min(values), max(values), sum(values)
     return Summary(*whole, *cast("Any", spread))
 
 

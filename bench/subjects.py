@@ -58,12 +58,15 @@ NO_TARGETS = Targets()
 Opener = Callable[[], AbstractAsyncContextManager[Subject]]
 
 
-def openers(targets: Targets, model: str) -> dict[str, Opener]:
+def openers(targets: Targets, model: str, *, children: bool = False) -> dict[str, Opener]:
     """By name, what opens each subject; the floor last.
 
     Raises:
-        BenchFailed: a command without the address at which it listens.
+        BenchFailed: a command without the address at which it listens, or an address without one where all are to be
+            `children` of ours.
     """
+    if children and targets.url and not targets.command:
+        raise BenchFailed("only a child is measured so: add --start with the command that starts the gateway at --url")
     if targets.command and not targets.url:
         raise BenchFailed("--start names a command, but not where it listens: add --url ws://127.0.0.1:PORT")
     found: dict[str, Opener] = {}

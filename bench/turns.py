@@ -12,13 +12,15 @@ from triops.bench.stats import Interval, Summary, median_interval, percentile, r
 INSIDE = "in process"
 """The subject that shares the generator's process."""
 BARE = "model alone"
+GATEWAY_PHASE = "gateway_"
+"""Before the name of what the gateway told of itself."""
 BUSY = 0.5
 """Share of the time from which on the generator is taken for the bottleneck: who comes then finds it at work as often
 as not. In a loop of one session, where it works and waits by turns, it then takes longer than what it measures."""
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A line of `runs.jsonl`; `metrics` in ms, see `phases`."""
+    """A line of `runs.jsonl`; `metrics` in ms (see `phases`) or in the `unit` that they name."""
 
     subject: str
     scenario: str
@@ -30,6 +32,15 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def good(self) -> bool:
         return self.turn.state == self.wanted
+
+    @property
+    def times(self) -> dict[str, float]:
+        return {name: value for name, value in self.metrics.items() if unit(name) == "ms"}
+
+
+def unit(metric: str) -> str:
+    """Of `idle, MB` it is MB; times name none."""
+    return metric.rpartition(", ")[2] if metric.endswith((", MB", ", kB")) else "ms"
 
 
 class Block(msgspec.Struct, frozen=True):
@@ -91,7 +102,7 @@ def phases(turn: Turn, marks: Sequence[Mark]) -> dict[str, float]:
         found["overhead"] = found["total"] - found["model"]
         if turn.first_delta:
             found["first_byte_to_delta"] = (turn.first_delta - marks[0].first) / 1e6
-    return found
+    return found | {f"{GATEWAY_PHASE}{name}": ms for name, ms in turn.phases.items()}
 
 
 def results(blocks: Sequence[Block]) -> list[Result]:
@@ -112,7 +123,7 @@ def _result(scenario: str, subject: str, blocks: Sequence[Block], floor: Sequenc
     good = [record.metrics for record in turns if record.good]
     names = dict.fromkeys(name for metrics in good for name in metrics)
     ours, base = _overheads(blocks), _overheads(floor)
-    metrics = {name: summarise([found[name] for found in good if name in found]) for name in names}
+    metrics = {name: summarise([found[name] for found in good if name in found], unit(name)) for name in names}
     busy = max(cpu, sum(block.working_ns for block in blocks)) / wall
     compared = ratio(ours, base) if len(ours) == len(base) and all(ours) and all(base) else None
     alone = subject in (INSIDE, BARE)  # there the generator's work is the gateway's, or the client's that is measured

@@ -2,6 +2,7 @@ import csv
 import json
 import re
 import signal
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -109,16 +110,19 @@ def test_chat_starts_this_gateway_and_the_floor_beside_it(capsys: pytest.Capture
 
 
 @pytest.mark.slow
-def test_start_measures_phases_imports_commands_and_memory(capsys: pytest.CaptureFixture[str]):
-    assert bench("start", "--runs", "1", "--turns", "100", "--json") == 0
-    found = json.loads(capsys.readouterr().out)
-    assert set(found["phases"]) == {"triops", "floor"}
-    for spans in found["phases"].values():
+def test_start_measures_phases_imports_commands_and_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert bench("start", "--runs", "1", "--turns", "100", "--json", "--out", str(tmp_path)) == 0
+    results = json.loads(capsys.readouterr().out)["results"]
+    found = {(each["scenario"], each["subject"]): each["metrics"] for each in results}
+    for subject in ("triops", "floor"):
+        spans = found["start", subject]
         parts = [spans[name]["p50"] for name in ("spawn", "import", "listen", "hello")]
         assert min(parts) > 0
-        assert spans["total"]["p50"] == pytest.approx(sum(parts))
-    assert "triops" in [package for package, _, _ in found["imports"]]
-    assert found["commands"]["triops gateway status"]["count"] == 1
+        assert spans["ready"]["p50"] == pytest.approx(sum(parts))
+    assert "triops" in found["imports", "triops"]
+    assert found["commands", "triops"]["triops gateway status"]["count"] == 1
+    assert sys.platform != "linux" or found["memory", "floor"]["after 100 turns, MB"]["unit"] == "MB"
+    assert read_summary(tmp_path).command == "triops bench start --runs 1 --turns 100"
 
 
 def test_concurrency_takes_sessions_at_once_and_arrivals(

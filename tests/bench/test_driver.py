@@ -40,6 +40,7 @@ async def driver_of(answer: Answer) -> AsyncGenerator[Driver]:
         await send(socket, type="event", event="connect.challenge", payload={"nonce": "n"})
         hello = json.loads(await socket.get_message())
         assert hello["params"]["auth"] == {"token": "secret"}
+        assert hello["params"]["caps"] == ["turn-phases"]
         await send(socket, type="res", id=hello["id"], ok=True, payload={"type": "hello-ok"})
         await answer(socket, json.loads(await socket.get_message()))
         await socket.get_message()  # until the driver leaves
@@ -252,3 +253,17 @@ def test_a_url_names_host_port_and_path():
 def test_a_url_that_is_none_is_said_in_words(url: str):
     with pytest.raises(BenchFailed, match=r"--url .*; write for example ws://127\.0\.0\.1:18789"):
         place_of(url)
+
+
+async def test_a_turn_keeps_the_phases_that_the_gateway_tells():
+    async def answer(socket: WebSocketConnection, asked: dict[str, Any]) -> None:
+        run = asked["params"]["idempotencyKey"]
+        for known, phases in (("other", {"plan": 9.0}), (run, {"queue": 0.5, "plan": 1.25})):
+            told = {"runId": known, "stream": "lifecycle", "data": {"phase": "end", "phases": phases}}
+            await send(socket, type="event", event="agent", payload=told)
+        await send(socket, type="event", event="agent", payload={"runId": run, "data": {"text": "phases"}})
+        await chat_event(socket, asked, state="final")
+
+    async with driver_of(answer) as driver:
+        turn = await played(driver)
+    assert turn.phases == {"queue": 0.5, "plan": 1.25}

@@ -100,3 +100,13 @@ def test_plots_without_numbers_are_left_out():
 )
 def test_ticks_are_round_and_few(scale: Scale, ticks: list[float]):
     assert scale.ticks() == pytest.approx(ticks)
+
+
+def test_phases_that_the_gateway_told_follow_one_another_in_the_waterfall():
+    (found,) = blocks()[:1]
+    for record in found.records:
+        record.metrics.update(gateway_queue=0.25, gateway_tools=0.0, gateway_commit=0.5)
+    rows = [[cell.text for cell in row] for row in ElementTree.fromstring(made([found])).iter("tr")]
+    assert ["triops: gateway_queue", "0.00", "0.25", "0.25"] in rows
+    assert ["triops: gateway_commit", "0.25", "0.75", "0.50"] in rows
+    assert not any("gateway_tools" in (row[0] or "") for row in rows), "it took no time"

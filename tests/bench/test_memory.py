@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 import trio
+from tests.bench.test_html import made
 
 from triops.bench.errors import BenchFailed
-from triops.bench.memory import LOOKS, Look, measure, memory_table, rss_of_tree, slope, tree_of
+from triops.bench.memory import measure, rss_of_tree, slope, tree_of
 from triops.bench.progress import live
+from triops.bench.report import text
 from triops.bench.subjects import Targets
+from triops.bench.turns import results
 
 
 def test_memory_is_that_of_a_process_and_of_its_children():
@@ -34,8 +37,8 @@ def test_of_no_process_there_is_no_tree():
 
 
 def test_the_slope_is_that_of_the_line_through_the_looks():
-    assert slope([Look(turns, 50 + turns / 500) for turns in (0, 100, 250, 400)]) == pytest.approx(2.0)
-    assert slope([Look(5, 50.0), Look(5, 51.0)]) == 0.0
+    assert slope([(turns, 50 + turns / 500) for turns in (0, 100, 250, 400)]) == pytest.approx(2.0)
+    assert slope([(5, 50.0), (5, 51.0)]) == 0.0
 
 
 @pytest.mark.slow  # starts a process
@@ -45,14 +48,28 @@ async def test_memory_is_looked_at_on_the_way(
 ):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with live(), trio.fail_after(20):
-        report = await measure(Targets(model=model_url, floor=False), 25)
-    (looks,) = report.looks.values()
-    assert (len(looks), looks[0].turns, looks[-1].turns) == (LOOKS + 1, 0, 25)
-    assert all(look.rss_mb > 10 for look in looks)
-    assert "triops" in memory_table(report)
+        blocks = await measure(Targets(model=model_url, floor=False), 25)
+    (found,) = results(blocks)
+    after = [f"after {turns} turns, MB" for turns in (10, 15, 20, 25)]
+    assert list(found.metrics) == ["idle, MB", *after, "each turn of the second half, kB"]
+    assert [found.metrics[name].unit for name in ("idle, MB", "each turn of the second half, kB")] == ["MB", "kB"]
+    assert all(found.metrics[name].p50 > 10 for name in after)
+    assert (found.failed, len(blocks[0].records)) == (0, 25), "a record a turn"
+    assert "ms, or as named" in text({}, [found])
+    assert not made(blocks).count("<svg"), "what is no time has no plot of times"
     assert "memory, triops" in capsys.readouterr().err, "a terminal sees how far it is"
 
 
-async def test_memory_of_a_gateway_that_runs_already_is_not_measured():
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no /proc")
+async def test_memory_of_a_gateway_that_runs_already_is_not_measured(model_url: str):
     with pytest.raises(BenchFailed, match="--start"):
-        await measure(Targets(url="ws://127.0.0.1:1"), 1)
+        await measure(Targets(url="ws://127.0.0.1:1", model=model_url), 1)
+
+
+@pytest.mark.slow  # starts a process
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no /proc")
+async def test_memory_with_a_dead_model_has_failed():
+    with trio.fail_after(20):
+        with pytest.raises(ExceptionGroup) as failed:
+            await measure(Targets(model="http://127.0.0.1:9", floor=False), 25)
+    assert failed.group_contains(BenchFailed, match="its first turn did not end as it should", depth=None)

@@ -57,6 +57,12 @@ def test_a_turn_without_marks_or_end_has_the_phases_that_it_has():
     assert phases(turn(sent=1, acked=2), [mark(2, 3, 4)]) == pytest.approx({"ack": 1})
 
 
+def test_what_the_gateway_told_of_itself_stands_beside_what_was_seen():
+    seen = turn(sent=1, final=5)
+    seen.phases = {"plan": 1.5, "commit": 2.0}
+    assert phases(seen, []) == pytest.approx({"total": 4, "gateway_plan": 1.5, "gateway_commit": 2.0})
+
+
 def test_results_compare_every_subject_with_the_floor():
     blocks = [block("triops", [4.0, 4.0]), block("floor", [2.0, 2.0])] * 5
     ours, floor = results(blocks)
