@@ -158,9 +158,10 @@ def steady(turns: Sequence[Turn], concurrency: int) -> tuple[list[Turn], int, in
         ended, window = sum(begun < final <= over for final in finals), over - begun
     if concurrency == 1 or len(turns) < 3 * concurrency:
         return list(turns), ended, window
-    first = sorted(turn.sent for turn in turns)[concurrency - 1]
-    last = finals[-concurrency] if len(finals) >= concurrency else 0
-    kept = [turn for turn in turns if turn.state != "final" or (turn.sent > first and turn.final < last)]
+    first = sorted(turns, key=lambda turn: turn.sent)[:concurrency]
+    last = sorted(turns, key=lambda turn: turn.final)[-concurrency:]
+    edges = {id(turn) for turn in (*first, *last)}
+    kept = [turn for turn in turns if turn.state != "final" or id(turn) not in edges]
     return kept, ended, window
 
 

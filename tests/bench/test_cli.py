@@ -33,15 +33,12 @@ def test_chat_measures_a_gateway_at_a_url_and_writes_a_record_a_turn(
         f"triops bench chat --turns 3 --concurrency 1,2 --url {floor_url} --model {model_url} --no-floor"
     ), "neither the token nor the folder"
     assert [found["scenario"] for found in summary["results"]] == ["fresh sessions", "one session", "2 at once"]
-    turns = {"fresh sessions": 3, "one session": 3, "2 at once": 4}
-    for found in summary["results"]:
-        assert (found["subject"], found["failed"], found["metrics"]["overhead"]["count"]) == (
-            "gateway",
-            0,
-            turns[found["scenario"]],
-        )
     lines = [json.loads(line) for line in (tmp_path / "out" / "runs.jsonl").read_text("utf-8").splitlines()]
-    assert len(lines) == 10
+    least = {"fresh sessions": 3, "one session": 3, "2 at once": 4}
+    for found in summary["results"]:
+        assert (found["subject"], found["failed"]) == ("gateway", 0)
+        count = sum(line["scenario"] == found["scenario"] for line in lines)
+        assert found["metrics"]["overhead"]["count"] == count >= least[found["scenario"]]
     assert all(line["turn"]["state"] == "final" for line in lines)
     assert all(line["metrics"]["total"] > line["metrics"]["overhead"] > 0 for line in lines)
     sessions = {
@@ -177,7 +174,9 @@ def test_a_short_measurement_leaves_valid_files_that_can_be_compared_and_shown(
     arguments = ["--url", floor_url, "--model", model_url, "--turns", "10", "--concurrency", "1,2"]
     assert bench("chat", *arguments, "--out", str(tmp_path)) == 0
     report, lines = read_summary(tmp_path), read_lines(tmp_path)
-    assert [entry.aiperf["request_count"]["avg"] for entry in report.results] == [10, 10, 10, 10, 20, 20]
+    counts = [entry.aiperf["request_count"]["avg"] for entry in report.results]
+    assert counts[:4] == [10] * 4
+    assert min(counts[4:]) >= 20, "of two at once the ends of the blocks are left out"
     assert [(line.good, line.scenario) for line in lines] == [
         (True, entry.scenario) for entry in report.results for _ in range(entry.metrics["total"].count)
     ]

@@ -115,6 +115,8 @@ def test_many_at_once_are_looked_at_while_all_are_at_work():
     assert all(found.final - found.sent < 11 * MS for found in kept), "not those that began together"
     rate, latency = ended / window * 1e9, sum(found.final - found.sent for found in kept) / len(kept) / 1e9
     assert rate * latency == pytest.approx(4, rel=0.1), "as many at work as there are sessions (Little)"
+    together = [turn(sent=n, final=20) for n in range(40)]  # one read may hold the ends of many
+    assert len(steady(together, 4)[0]) == 32
     failed = wave(4, 40, 20, 10)
     failed[0].state = "error"
     assert failed[0] in steady(failed, 4)[0]
