@@ -264,23 +264,20 @@ def _guard(measure: Callable[[], None]) -> None:
 
     What asks this process to end is taken for Ctrl-C, with which the children end too.
     """
-    ours = [number for number in stop_signals() if number != signal.SIGINT]
-    before = {number: signal.signal(number, _interrupt) for number in ours}
+    before = {number: signal.signal(number, _interrupt) for number in stop_signals()}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background job ignores it, and Trio with it
     try:
         measure()
-    except BenchFailed as error:
-        raise Failure(str(error)) from error
-    except KeyboardInterrupt as error:
-        raise Failure("interrupted", code=Exit.INTERRUPTED) from error
-    except BaseExceptionGroup as group:
+    except (BenchFailed, KeyboardInterrupt, BaseExceptionGroup) as error:
+        group = BaseExceptionGroup[BaseException]("", [error])
         if group.subgroup(KeyboardInterrupt):
-            raise Failure("interrupted", code=Exit.INTERRUPTED) from group
+            raise Failure("interrupted", code=Exit.INTERRUPTED) from error
         failed, other = group.split(BenchFailed)
         if failed is None or other is not None:
             raise
         while isinstance(failed, BaseExceptionGroup):
             failed = failed.exceptions[0]
-        raise Failure(str(failed)) from group
+        raise Failure(str(failed)) from error
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -239,7 +239,7 @@ class Driver:
                 case Ping():
                     await self._send(event.response())
                 case CloseConnection(code=code, reason=reason):
-                    raise BenchFailed(f"the gateway closed the connection: {code} {reason or ''}")
+                    raise BenchFailed(f"the gateway closed the connection: {code} {reason or ''}".rstrip())
                 case RejectConnection(status_code=status):
                     raise BenchFailed(f"the gateway answered the upgrade with HTTP {status}")
                 case _:
