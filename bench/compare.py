@@ -168,7 +168,8 @@ def comparison_text(found: Comparison) -> str:
         ratio = "–" if r.ratio is None else f"{r.ratio:.2f}"
         spread = f"{r.interval.low:.2f}–{r.interval.high:.2f}" if r.interval else "–"
         lines.append([r.scenario, r.subject, r.metric, f"{r.a:.2f}", f"{r.b:.2f}", ratio, spread, r.verdict])
-    said = [f"A: {machine_line(found.a)}", f"B: {machine_line(found.b)}", "Medians, in ms where the metric names no other unit", "", *table(lines), ""]
+    said = [f"A: {machine_line(found.a)}", f"B: {machine_line(found.b)}"]
+    said += ["Medians, in ms where the metric names no other unit", "", *table(lines), ""]
     if any(row.interval is None for row in found.rows):
         said.append(f"No interval where a side has a time of 0 or fewer than {FEWEST_BLOCKS} blocks: take more turns.")
     said.append(f"What is in ms is not judged: the machine's moods are in it. {IN_FLOORS} leaves them out.")

@@ -174,7 +174,8 @@ def test_a_short_measurement_leaves_valid_files_that_can_be_compared_and_shown(
     arguments = ["--url", floor_url, "--model", model_url, "--turns", "10", "--concurrency", "1,2"]
     assert bench("chat", *arguments, "--out", str(tmp_path)) == 0
     report, lines = read_summary(tmp_path), read_lines(tmp_path)
-    counts = [entry.aiperf["request_count"]["avg"] for entry in report.results]
+    counts = [entry.metrics["total"].count for entry in report.results]
+    assert [entry.aiperf["request_count"]["avg"] for entry in report.results] == counts
     assert counts[:4] == [10] * 4
     assert min(counts[4:]) >= 20, "of two at once the ends of the blocks are left out"
     assert [(line.good, line.scenario) for line in lines] == [
