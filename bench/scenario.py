@@ -23,7 +23,7 @@ from triops.bench.output import Report, make_folder, summary, write
 from triops.bench.progress import kept, live, told
 from triops.bench.report import machine, text
 from triops.bench.subjects import Subject, Targets, open_model, openers
-from triops.bench.turns import BARE, Block, Record, phases, results, steady
+from triops.bench.turns import BARE, BUSY, BUSY_ALONE, Block, Record, phases, results, steady
 
 ROUNDS = 10
 WARM_UP = 5
@@ -135,7 +135,8 @@ async def run_block(
     kept, ended, window = steady(done, len(sessions))
     found = [Record(subject, scenario.name, turn, phases(turn, marks.get(turn.run, ()))) for turn in kept]
     at_once = len(sessions) if scenario.plotted else 0
-    return told(Block(found, wall, cpu, wall - waiting.ns, len(done), ended, window, at_once))
+    bearable = BUSY if len(sessions) > 1 or scenario.rate else BUSY_ALONE
+    return told(Block(found, wall, cpu, wall - waiting.ns, len(done), ended, window, at_once, bearable))
 
 
 async def timed(work: Callable[[], Awaitable[list[Record]]]) -> Block:

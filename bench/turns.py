@@ -14,9 +14,9 @@ INSIDE = "in process"
 BARE = "model alone"
 GATEWAY_PHASE = "gateway_"
 """Before the name of what the gateway told of itself."""
-BUSY = 0.5
-"""Share of the time from which on the generator is taken for the bottleneck: who comes then finds it at work as often
-as not. In a loop of one session, where it works and waits by turns, it then takes longer than what it measures."""
+BUSY, BUSY_ALONE = 0.9, 0.5
+"""Share of the time from which on the generator is taken for the bottleneck; the second where one session works and
+waits by turns: it then takes longer than what it measures."""
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -59,6 +59,8 @@ class Block(msgspec.Struct, frozen=True):
     """The turns that ended while all sessions were at work, and how long that was; 0: nobody looked."""
     at_once: int = 0
     """By this it stands in the plot of latency by turns at once; 0: it does not."""
+    bearable: float = BUSY
+    """Share of the time that the generator may be at work."""
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -138,7 +140,7 @@ def _result(scenario: str, subject: str, blocks: Sequence[Block], floor: Sequenc
         overhead_interval=median_interval(ours) if all(ours) else None,
         ratio=compared[0] if compared else None,
         ratio_interval=compared[1] if compared else None,
-        invalid="" if alone else _doubt(busy, turns),
+        invalid="" if alone else _doubt(busy, turns, blocks[0].bearable),
         at_once=blocks[0].at_once,
     )
 
@@ -165,8 +167,8 @@ def steady(turns: Sequence[Turn], concurrency: int) -> tuple[list[Turn], int, in
     return kept, ended, window
 
 
-def _doubt(busy: float, turns: Sequence[Record]) -> str:
-    if busy > BUSY:
+def _doubt(busy: float, turns: Sequence[Record], bearable: float) -> str:
+    if busy > bearable:
         return f"the generator was the bottleneck (at work {busy:.0%} of the time)"
     late = [record.metrics["sending"] for record in turns if "sending" in record.metrics]
     totals = [record.metrics["total"] for record in turns if "total" in record.metrics]
