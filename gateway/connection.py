@@ -35,7 +35,7 @@ from triops.gateway.session import (
     State,
     close_reason,
 )
-from triops.gateway.transport import Broken, Transport
+from triops.gateway.transport import Broken, Transport, close_frame, text_frame
 from triops.runtime.boundaries import contain
 from triops.runtime.errors import Unavailable
 
@@ -301,22 +301,6 @@ class Connection:
             except (trio.TooSlowError, ConnectionClosed, *Broken):
                 self._close = self._close or Close(ABNORMAL, "no answer to a ping")
                 nursery.cancel_scope.cancel(reason="no pong")
-
-
-def close_frame(code: int, reason: str) -> bytes:
-    """An unmasked WebSocket close frame (RFC 6455 §5.5.1) for a reason of at most 123 bytes."""
-    payload = code.to_bytes(2, "big") + reason.encode()
-    return b"\x88" + bytes((len(payload),)) + payload
-
-
-def text_frame(payload: bytes) -> bytes:
-    """An unmasked, final WebSocket text frame (RFC 6455 §5.2)."""
-    size = len(payload)
-    if size < 126:
-        return b"\x81" + bytes((size,)) + payload
-    if size < 65536:
-        return b"\x81\x7e" + size.to_bytes(2, "big") + payload
-    return b"\x81\x7f" + size.to_bytes(8, "big") + payload
 
 
 async def serve_websocket(

@@ -11,7 +11,6 @@ pause would shut all others out: there an exempt peer's secret is always compare
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from math import inf
-from types import TracebackType
 
 import msgspec
 
@@ -77,9 +76,7 @@ class Attempt:
     def __enter__(self) -> "Attempt":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._settle()
 
     def succeeded(self) -> None:

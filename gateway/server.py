@@ -7,7 +7,6 @@ the runtime drain while finals still reach them, and closes them with 1012.
 from collections.abc import AsyncGenerator, Generator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from errno import EADDRINUSE
-from uuid import uuid4
 
 import trio
 from msgspec.structs import replace
@@ -15,7 +14,7 @@ from msgspec.structs import replace
 from triops.gateway import handlers
 from triops.gateway.connection import Connection, serve_websocket
 from triops.gateway.door import Caller, Door, caller_of
-from triops.gateway.errors import WireError, error_shape, http_status
+from triops.gateway.errors import WireError, http_status
 from triops.gateway.handlers.system import health_summary
 from triops.gateway.hello import TICK_MS
 from triops.gateway.http.exchange import Answer, HttpResponse, refuse, serve_http
@@ -125,7 +124,7 @@ class Gateway:
         try:
             self.door.check_head(caller)
         except WireError as error:
-            await refuse(transport, http_status(error_shape(error, log_id="")), str(error))
+            await refuse(transport, http_status(error.shape), str(error))
             return
         if self._stopping:
             await self._refuse(transport, address, 503, "the gateway is stopping")
@@ -269,7 +268,7 @@ async def open_gateway(
 ) -> AsyncGenerator[Gateway]:
     """Serve clients at `listeners`, opened for the address `host`, until the block ends; closes them."""
     gateway_config = runtime.config.gateway
-    services = Services(runtime, version=version, boot_id=str(uuid4()))
+    services = Services(runtime, version=version)
     door = Door(
         mode=gateway_config.auth.mode,
         secret=runtime.gateway_secret,

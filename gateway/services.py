@@ -38,10 +38,9 @@ class Socket(Protocol):
 class Services:
     """Made once by the server; belongs to the Trio thread."""
 
-    def __init__(self, runtime: Runtime, *, version: str, boot_id: str) -> None:
+    def __init__(self, runtime: Runtime, *, version: str) -> None:
         self.runtime = runtime
         self.version = version
-        self.boot_id = boot_id
         self.log: Log = runtime.log.bind("gateway")
         self.fanout = Fanout(runtime.bus, partial(session_row, runtime))
         self.presence = Presence(runtime.clock, version=version)
