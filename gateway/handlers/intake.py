@@ -134,18 +134,15 @@ async def _final(call: Call, wanted: Submission, accepted: Accepted) -> dict[str
     terminal = accepted.terminal or await _end_of(call.services.runtime.runs, run_id, mine=not accepted.replay)
     result: dict[str, Any] = {"runId": run_id, "sessionKey": wanted.spelled_key or accepted.session_key}
     result |= {"status": wait_status(terminal), "text": wire.shown_text(terminal)}
-    result["state"] = "final" if terminal.state is RunState.MERGED else str(terminal.state)
-    for name, value in (
-        ("stopReason", terminal.stop_reason),
-        ("error", terminal.error_message),
-        ("errorKind", terminal.error_kind),
-        ("mergedInto", terminal.merged_into),
-        ("provider", terminal.provider or None),
-        ("model", terminal.model or None),
-    ):
-        if value is not None:
-            result[name] = value
-    return result
+    return result | wire.given(
+        state=wire.shown_state(terminal),
+        stopReason=terminal.stop_reason,
+        error=terminal.error_message,
+        errorKind=terminal.error_kind,
+        mergedInto=terminal.merged_into,
+        provider=terminal.provider or None,
+        model=terminal.model or None,
+    )
 
 
 async def _end_of(runs: Supervisor, run_id: str, *, mine: bool) -> Terminal:
@@ -176,8 +173,7 @@ def ack(accepted: Accepted) -> dict[str, Any] | ErrorShape:
         return ErrorShape(code="UNAVAILABLE", message=words, details={"runId": accepted.run_id})
     elif terminal.state is RunState.ABORTED:
         payload |= {"status": "timeout", "summary": "aborted", "endedAt": terminal.ended_at}
-        if terminal.stop_reason is not None:
-            payload["stopReason"] = terminal.stop_reason
+        payload |= wire.given(stopReason=terminal.stop_reason)
     else:
         payload["status"] = "ok"
     return payload

@@ -89,8 +89,7 @@ async def _follow(asked: Asked, key: str, query: History) -> None:
 
 def _message(event: SessionMessage) -> dict[str, Any]:
     shown = wire.shown_message(event.message, event.message_id, event.seq, event.run_id)
-    about = {"messageId": event.message_id, "messageSeq": event.seq}
-    return {"sessionKey": event.session_key, "message": shown, **about}
+    return {"sessionKey": event.session_key, "message": shown, "messageId": event.message_id, "messageSeq": event.seq}
 
 
 @route("POST", "/sessions/{key}/kill", scope=ADMIN, style="ok")
