@@ -14,7 +14,7 @@ from trio_websocket import ConnectionClosed, HandshakeError, WebSocketConnection
 from wsproto.utilities import LocalProtocolError
 
 from triops.gateway.door import Caller, Door
-from triops.gateway.errors import ErrorShape, WireError, error_shape
+from triops.gateway.errors import ErrorShape, WireError
 from triops.gateway.frames import Request, encode_error, encode_response
 from triops.gateway.hello import MAX_PAYLOAD, hello_ok
 from triops.gateway.methods import ANSWERED, Call, dispatch
@@ -237,7 +237,10 @@ class Connection:
                 if payload is not ANSWERED:
                     respond(payload)
             except Exception as failure:  # noqa: BLE001 - the request boundary
-                error = self._failure(request, failure)
+                error = self._services.shape_of(failure, method=request.method)
+                if error.code != "INTERNAL_ERROR":
+                    about = {"method": request.method, "code": error.code, "reason": error.message}
+                    self._services.log.refusal("refused a call", "info", **about, **self._who())
                 respond(error)
             await self._act(self._session.answered(error), nursery)
         finally:
@@ -245,17 +248,6 @@ class Connection:
                 self._parked -= 1
             else:
                 self._slots.release()
-
-    def _failure(self, request: Request, failure: Exception) -> ErrorShape:
-        log_id = uuid4().hex[:12]
-        shape = error_shape(failure, log_id=log_id)
-        log = self._services.log
-        if shape.code == "INTERNAL_ERROR":
-            log.error("a request failed by our own fault", method=request.method, id=log_id, error=failure)
-        else:
-            about = {"method": request.method, "code": shape.code, "reason": shape.message}
-            log.refusal("refused a call", "info", **about, **self._who())
-        return shape
 
     def _respond(self, request: Request, payload: Any) -> None:
         if isinstance(payload, ErrorShape):

@@ -25,8 +25,8 @@ from triops.gateway.locality import (
     normalise_address,
     single_header,
 )
-from triops.gateway.pairing import Admit, Facts, PendingPairing, Refuse, decide
-from triops.gateway.records import load_device, load_pending, save_device, save_pending
+from triops.gateway.pairing import Admit, Facts, Refuse, decide
+from triops.gateway.records import PendingPairing, load_device, load_pending, save_device, save_pending
 from triops.gateway.remedies import remedied
 from triops.gateway.schema.connect import ConnectParams, Credentials
 from triops.gateway.scopes import ADMIN, SCOPES, covers, parse_cap
@@ -51,6 +51,18 @@ class Caller(msgspec.Struct, frozen=True):
     @property
     def limiter_key(self) -> Any:
         return peer_key(self.address, loopback=is_loopback(self.address), origin=self.origin)
+
+    @property
+    def bearer(self) -> str:
+        """The secret that it offers; empty without one."""
+        kind, _, candidate = (single_header(self.headers, b"authorization") or "").partition(" ")
+        return candidate.strip() if kind.lower() == "bearer" else ""
+
+    @property
+    def scope_cap(self) -> tuple[str, ...] | None:
+        """The scopes that its own header limits it to."""
+        cap = single_header(self.headers, b"x-openclaw-scopes")
+        return None if cap is None else parse_cap(cap)
 
 
 def caller_of(address: str, headers: Headers) -> Caller:
@@ -189,14 +201,13 @@ class Door:
 
     async def _decide(self, params: ConnectParams, caller: Caller, nonce: str, shared: SharedAuth) -> Admit | Refuse:
         now = self._clock()
-        cap = single_header(caller.headers, b"x-openclaw-scopes")
         facts = Facts(
             params=params,
             locality=caller.locality,
             address=caller.address,
             has_origin=caller.origin is not None,
             shared=shared,
-            scope_cap=None if cap is None else parse_cap(cap),
+            scope_cap=caller.scope_cap,
             auto_approve_local=self._auto_approve_local,
             secret_generation=self._generation,
             now_ms=now,
@@ -232,13 +243,10 @@ class Door:
         Raises:
             WireError: `details.code` says why not.
         """
-        bearer = single_header(caller.headers, b"authorization") or ""
-        kind, _, candidate = bearer.partition(" ")
-        offered = candidate.strip() if kind.lower() == "bearer" else ""
-        auth = Credentials(token=offered or None)
+        auth = Credentials(token=caller.bearer or None)
         delay = 0.0
         try:
-            if not offered:
+            if not auth.token:
                 shared = self._check(auth, caller)
             else:
                 with self._limiter.reserve(caller.limiter_key) as attempt:

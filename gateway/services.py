@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
+from uuid import uuid4
 
 import trio
 
 from triops.gateway.admission import Parking, WriteLimiter
 from triops.gateway.approvals import Announcer
+from triops.gateway.errors import ErrorShape, error_shape
 from triops.gateway.fanout import Fanout
 from triops.gateway.feeds import Feeds
 from triops.gateway.frames import StateVersion
@@ -66,6 +68,14 @@ class Services:
     @property
     def uptime_ms(self) -> int:
         return self.runtime.clock() - self.started_at
+
+    def shape_of(self, failure: Exception, **about: Any) -> ErrorShape:
+        """What a client is told of a request that failed; by our own fault, the log has the cause."""
+        log_id = uuid4().hex[:12]
+        shape = error_shape(failure, log_id=log_id)
+        if shape.code == "INTERNAL_ERROR":
+            self.log.error("a request failed by our own fault", **about, id=log_id, error=failure)
+        return shape
 
     def broadcast_presence(self) -> None:
         """Tell those who may read who is here now."""

@@ -13,8 +13,18 @@ from triops.gateway.approvals import Approver
 from triops.gateway.errors import WireError
 from triops.gateway.identity import DeviceIdentity
 from triops.gateway.methods import ANSWERED, Call, NoParams, method
-from triops.gateway.pairing import PENDING_TTL_MS, DeviceToken, PairedDevice, PendingPairing, pairing_request
-from triops.gateway.records import load_all_pending, load_device, load_devices, load_pending, save_pending
+from triops.gateway.records import (
+    PENDING_TTL_MS,
+    DeviceToken,
+    PairedDevice,
+    PendingPairing,
+    load_all_pending,
+    load_device,
+    load_devices,
+    load_pending,
+    pairing_request,
+    save_pending,
+)
 from triops.gateway.schema.devices import (
     DeviceTarget,
     Rename,

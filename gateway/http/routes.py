@@ -13,7 +13,7 @@ import msgspec
 import trio
 
 from triops.gateway.door import Caller, Door, caller_of
-from triops.gateway.errors import ErrorShape, WireError, error_shape
+from triops.gateway.errors import ErrorShape, WireError
 from triops.gateway.http import basic, history, hooks, openai_chat, openai_responses, openapi, runs, tools
 from triops.gateway.http.exchange import EVENT_STREAM, Answer, HttpResponse, Stream
 from triops.gateway.http.head import Head
@@ -28,9 +28,8 @@ from triops.gateway.http.table import (
     read_query,
     refusal,
 )
-from triops.gateway.locality import single_header
 from triops.gateway.methods import ANSWERED, Call
-from triops.gateway.scopes import READ, SCOPES, WRITE, effective, limited, parse_cap, require_scope
+from triops.gateway.scopes import READ, SCOPES, WRITE, effective, limited, require_scope
 from triops.gateway.services import Services
 
 _FILLED = (basic, history, hooks, openai_chat, openai_responses, openapi, runs, tools)  # importing them fills the table
@@ -106,18 +105,15 @@ class Routes:
         """
         if "token=" in head.query:
             return HttpResponse(400, TOKEN_IN_QUERY, content_type=b"text/plain; charset=utf-8")
-        bearer = single_header(caller.headers, b"authorization") or ""
-        offered = bearer[7:].strip() if bearer.lower().startswith("bearer ") else head.get(b"x-openclaw-token") or ""
         secret = self._services.runtime.config.hooks.token
         assert secret is not None
-        await self._door.check_hook(caller, offered, secret)
+        await self._door.check_hook(caller, caller.bearer or head.get(b"x-openclaw-token") or "", secret)
         return None
 
     async def _scopes(self, caller: Caller) -> frozenset[str]:
         scopes = await self._door.authorise(caller)
-        cap = single_header(caller.headers, b"x-openclaw-scopes")
-        if self._door.mode == "none" and cap is not None:  # a secret gives all, whatever that header says
-            scopes = effective(limited(parse_cap(cap), SCOPES))
+        if self._door.mode == "none" and caller.scope_cap is not None:  # a secret gives all, whatever that header says
+            scopes = effective(limited(caller.scope_cap, SCOPES))
         return scopes
 
     async def _answer(
@@ -142,10 +138,7 @@ class Routes:
                 with scope, self._cut_with_the_secret(scope, peer):
                     payload = await route.handler(asked)
         except Exception as error:  # noqa: BLE001 - the request boundary
-            log_id = uuid4().hex[:12]
-            payload = error_shape(error, log_id=log_id)
-            if payload.code == "INTERNAL_ERROR":
-                self._services.log.error("a request failed by our own fault", path=head.path, id=log_id, error=error)
+            payload = self._services.shape_of(error, path=head.path)
         if payload is ANSWERED:
             payload = answers[0]
         if payload is None and stream.begun:
