@@ -13,7 +13,7 @@ import trio
 from trio_websocket import ConnectionClosed, HandshakeError, WebSocketConnection, wrap_server_stream
 from wsproto.utilities import LocalProtocolError
 
-from triops.gateway.door import Caller, Door
+from triops.gateway.door import Caller
 from triops.gateway.errors import ErrorShape, WireError
 from triops.gateway.frames import Request, encode_error, encode_response
 from triops.gateway.hello import MAX_PAYLOAD, hello_ok
@@ -50,14 +50,11 @@ CLOSE_GRACE = 1.0  # seconds that a close handshake may take
 class Connection:
     """A client past its upgrade. Also a `methods.Subscriber` and a `fanout.Audience`."""
 
-    def __init__(
-        self, ws: WebSocketConnection, transport: Transport, caller: Caller, services: Services, door: Door
-    ) -> None:
+    def __init__(self, ws: WebSocketConnection, transport: Transport, caller: Caller, services: Services) -> None:
         self._ws = ws
         self._transport = transport
         self._caller = caller
         self._services = services
-        self._door = door
         self._session = GatewaySession(nonce=str(uuid4()))
         self._slots = trio.Semaphore(REQUESTS_AT_WORK)
         self._parked = 0
@@ -174,7 +171,7 @@ class Connection:
         self.device = params.device.id if params.device else None
         with contain(log, "a connect failed by our own fault", failed=lambda _: self.close(1011, "internal error")):
             try:
-                decision = await self._door.admit(params, self._caller, nonce=self._session.nonce)
+                decision = await self._services.door.admit(params, self._caller, nonce=self._session.nonce)
                 if isinstance(decision, Admit):
                     await self._welcome(params, decision, nursery)
                     return
@@ -185,7 +182,7 @@ class Connection:
             await self._act(self._session.refused(decision.error, reason=decision.close_reason), nursery)
 
     async def _welcome(self, params: ConnectParams, admitted: Admit, nursery: trio.Nursery) -> None:
-        hello = await hello_ok(self._services, self.id, admitted, auth_mode=self._door.mode)
+        hello = await hello_ok(self._services, self.id, admitted)
         if self._session.state is not State.DECIDING or self._close is not None:
             return  # it took too long, or what it stood on was taken back, and the close is on its way
         self._transport.cap(None)
@@ -299,7 +296,6 @@ async def serve_websocket(
     transport: Transport,
     caller: Caller,
     services: Services,
-    door: Door,
     *,
     opened: Callable[[Connection], None],
 ) -> None:
@@ -316,7 +312,7 @@ async def serve_websocket(
                     nursery, transport, message_queue_size=16, max_message_size=MAX_PAYLOAD, receive_buffer_size=65536
                 )
                 ws = await request.accept()
-            connection = Connection(ws, transport, caller, services, door)
+            connection = Connection(ws, transport, caller, services)
             opened(connection)
             cut_short = await connection.serve(nursery)
             nursery.cancel_scope.cancel(reason="the connection is over")

@@ -30,12 +30,11 @@ from triops.gateway.records import PendingPairing, load_device, load_pending, sa
 from triops.gateway.remedies import remedied
 from triops.gateway.schema.connect import ConnectParams, Credentials
 from triops.gateway.scopes import ADMIN, SCOPES, covers, parse_cap
-from triops.runtime.clock import Clock
+from triops.runtime.compose import Runtime
 from triops.runtime.logs import Log
 from triops.runtime.secrets import Secret
 from triops.runtime.store import devices
 from triops.runtime.store.db import Db
-from triops.runtime.store.sqlite import Store
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -81,46 +80,28 @@ LONG_TOKEN = 24  # characters; ours have 43
 
 
 class Door:
-    """One a gateway; holds the limiter, and the secret to compare with."""
+    """One a gateway; holds the limiter, and the secret to compare with. Its configuration is that of the start."""
 
-    def __init__(
-        self,
-        *,
-        mode: AuthMode,
-        secret: Secret | None,
-        allowed_origins: tuple[str, ...],
-        bind_host: str,
-        store: Store,
-        clock: Clock,
-        log: Log,
-        announcer: Announcer,
-        auto_approve_local: bool,
-    ) -> None:
-        self.mode: AuthMode = mode
-        self.port = 0
-        """The real one, once it is open."""
-        self._allowed_origins = allowed_origins
+    def __init__(self, runtime: Runtime, *, bind_host: str, log: Log, announcer: Announcer) -> None:
+        self._config = runtime.config.gateway
+        self._store = runtime.store
+        self._clock = runtime.clock
         self._bind_host = bind_host
-        self._store = store
-        self._clock = clock
         self._log = log
         self._announcer = announcer
-        self._auto_approve_local = auto_approve_local
-        self.change_secret(secret)
+        self.mode: AuthMode = self._config.auth.mode
+        self.port = 0
+        """The real one, once it is open."""
+        self.change_secret(runtime.gateway_secret)
 
     def change_secret(self, secret: Secret | None) -> None:
         """From now on compare with `secret`; what was proven by another one is its connections' business."""
         self._matches: Matches | None = secret.matches if secret is not None else None
-        self._generation = (
-            "" if secret is None else hashlib.sha256(b"generation:" + secret.reveal().encode()).hexdigest()
-        )
-        guessable = self.mode == "password" or secret is None or len(secret.reveal()) < LONG_TOKEN
-        self._limiter = AuthLimiter(trio.current_time, guessable=guessable)
-
-    @property
-    def generation(self) -> str:
+        text = "" if secret is None else secret.reveal()
+        self.generation = hashlib.sha256(f"generation:{text}".encode()).hexdigest() if text else ""
         """Which secret is the present one; another after it changed."""
-        return self._generation
+        guessable = self.mode == "password" or len(text) < LONG_TOKEN
+        self._limiter = AuthLimiter(trio.current_time, guessable=guessable)
 
     def check_head(self, caller: Caller) -> None:
         """What every request must pass before anything of it is looked at.
@@ -145,7 +126,7 @@ class Door:
                 caller.origin,
                 host=caller.host,
                 locality=caller.locality,
-                allowed=self._allowed_origins,
+                allowed=self._config.control_ui.allowed_origins,
                 local_pages=self.mode != "none",
             )
         except WireError as error:
@@ -208,8 +189,8 @@ class Door:
             has_origin=caller.origin is not None,
             shared=shared,
             scope_cap=caller.scope_cap,
-            auto_approve_local=self._auto_approve_local,
-            secret_generation=self._generation,
+            auto_approve_local=self._config.nodes.pairing.auto_approve_local,
+            secret_generation=self.generation,
             now_ms=now,
             new_token=Secret(secrets.token_urlsafe(32)),
             new_request_id=str(uuid4()),

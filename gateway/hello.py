@@ -6,7 +6,6 @@ from triops.gateway.outbox import MAX_BYTES
 from triops.gateway.pairing import Admit
 from triops.gateway.schema.connect import (
     AttachmentPolicy,
-    AuthMethod,
     Features,
     HelloAuth,
     HelloOk,
@@ -40,7 +39,7 @@ EVENTS = (
 )
 
 
-async def hello_ok(services: Services, connection_id: str, admitted: Admit, *, auth_mode: AuthMethod) -> HelloOk:
+async def hello_ok(services: Services, connection_id: str, admitted: Admit) -> HelloOk:
     """The payload for a connection that was just admitted."""
     runtime = services.runtime
     admin = ADMIN in admitted.scopes
@@ -62,7 +61,7 @@ async def hello_ok(services: Services, connection_id: str, admitted: Admit, *, a
             ),
             config_path=str(runtime.paths.config) if admin else None,
             state_dir=str(runtime.paths.state) if admin else None,
-            auth_mode=auth_mode if admin and auth_mode != "device-token" else None,
+            auth_mode=services.door.mode if admin else None,
         ),
         auth=HelloAuth(
             method=admitted.method,

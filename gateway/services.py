@@ -1,6 +1,6 @@
 """What every connection and request shares: the runtime below, the fan-out, presence, counters. No logic."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from functools import partial
 from typing import Any, Protocol
 from uuid import uuid4
@@ -9,6 +9,7 @@ import trio
 
 from triops.gateway.admission import Parking, WriteLimiter
 from triops.gateway.approvals import Announcer
+from triops.gateway.door import Door
 from triops.gateway.errors import ErrorShape, error_shape
 from triops.gateway.fanout import Fanout
 from triops.gateway.feeds import Feeds
@@ -18,7 +19,6 @@ from triops.gateway.rows import session_row
 from triops.gateway.scopes import READ
 from triops.runtime.compose import Runtime
 from triops.runtime.logs import Log
-from triops.runtime.secrets import Secret
 
 INVALIDATED = 4001  # close code: what the connection stood on holds no more
 
@@ -40,7 +40,7 @@ class Socket(Protocol):
 class Services:
     """Made once by the server; belongs to the Trio thread."""
 
-    def __init__(self, runtime: Runtime, *, version: str) -> None:
+    def __init__(self, runtime: Runtime, *, host: str, version: str) -> None:
         self.runtime = runtime
         self.version = version
         self.log: Log = runtime.log.bind("gateway")
@@ -52,14 +52,12 @@ class Services:
         self.announcer = Announcer(
             lambda name, payload, scope: self.fanout.broadcast(name, payload, scope=scope), runtime.clock
         )
+        self.door = Door(runtime, bind_host=host, log=self.log, announcer=self.announcer)
         self.sockets: Collection[Socket] = ()
         """All of them."""
         self.on_secret: set[trio.CancelScope] = set()
         """Requests over HTTP that are being answered, and that the gateway's secret let in."""
         self.rotating = trio.Lock()
-        self.change_secret: Callable[[Secret], None] = lambda _: None
-        self.generation: Callable[[], str] = str
-        """Both are the door's: the latter says which secret is the present one."""
         self.started_at = runtime.clock()
         self.listening: list[str] = []
         """Addresses, once the port is open."""

@@ -80,7 +80,7 @@ async def pair_approve(call: Call, params: RequestTarget) -> dict[str, Any]:
     def decided(done: tuple[PendingPairing, PairedDevice]) -> None:
         services.announcer.resolved(done[0], "approved")
 
-    generation = services.generation()
+    generation = services.door.generation
     work = partial(approvals.approve, request_id=params.request_id, by=by, now=now, token=token, generation=generation)
     asked, device = await services.runtime.store.write(work, then=decided)
     _log(call, "approved a device", asked.device_id, request=asked.request_id, scopes=asked.scopes)
@@ -137,7 +137,7 @@ async def token_rotate(call: Call, params: Rotate) -> Any:
         delivery = {"token": token.reveal(), "tokenDelivery": "in-band"} if own else {"tokenDelivery": WITHHELD}
         _took_back(call, params.device_id, "device-token-rotated", about | delivery)
 
-    target, generation = (params.device_id, params.role, params.scopes), services.generation()
+    target, generation = (params.device_id, params.role, params.scopes), services.door.generation
     await services.runtime.store.write(
         lambda db: approvals.rotate(db, *target, by, now=now, token=token, generation=generation), then=rotated
     )
@@ -209,7 +209,7 @@ async def wait_upgrade(call: Call, params: RequestTarget) -> dict[str, Any]:
     if decision != "approved":
         return answer
     device = await store.read(lambda db: load_device(db, device_id))
-    token = device.live_token(services.generation()) if device else None
+    token = device.live_token(services.door.generation) if device else None
     if token is None:
         return answer | {"status": "rejected"}  # taken back in the meantime
     return answer | {"deviceToken": token.token.reveal(), "scopes": token.scopes[:8]}  # what the schema allows
@@ -247,7 +247,7 @@ async def gateway_token_rotate(call: Call, params: NoParams) -> Any:
     async with services.rotating:  # the last one in the file is the one that holds
         token = await trio.to_thread.run_sync(replace_token, runtime.paths)
         runtime.log.redactor.add([token])
-        services.change_secret(token)
+        services.door.change_secret(token)
     call.respond({"ok": True, "tokenFile": str(runtime.paths.token)})
     for socket in list(services.sockets):
         if socket.by_secret:

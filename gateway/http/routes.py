@@ -12,7 +12,7 @@ from uuid import uuid4
 import msgspec
 import trio
 
-from triops.gateway.door import Caller, Door, caller_of
+from triops.gateway.door import Caller, caller_of
 from triops.gateway.errors import ErrorShape, WireError
 from triops.gateway.http import basic, history, hooks, openai_chat, openai_responses, openapi, runs, tools
 from triops.gateway.http.exchange import EVENT_STREAM, Answer, HttpResponse, Stream
@@ -62,9 +62,9 @@ _CHANGED = ErrorShape(
 class Routes:
     """Answers the requests of one connection, whose peer is at `address`."""
 
-    def __init__(self, services: Services, door: Door, address: str, *, stopping: Callable[[], bool]) -> None:
+    def __init__(self, services: Services, address: str, *, stopping: Callable[[], bool]) -> None:
         self._services = services
-        self._door = door
+        self._door = services.door
         self._address = address
         self._stopping = stopping
 
