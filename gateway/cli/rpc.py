@@ -155,11 +155,9 @@ def _refused(status: int, body: Any) -> Failure:
     inner: Any = cast("dict[str, Any]", body).get("error", body) if isinstance(body, dict) else body
     fields = cast("dict[str, Any]", inner) if isinstance(inner, dict) else {"message": inner}
     error: dict[str, Any] = {"code": f"HTTP_{status}", "status": status} | fields
-    hint = ""
+    hint = remedy_of(error.get("details"))
     if status == 401:
-        hint = remedy_of(error.get("details")) or AUTH_HINT
-    elif remedy := remedy_of(error.get("details")):
-        hint = remedy
-    elif error.get("retryable"):
+        hint = hint or AUTH_HINT
+    elif not hint and error.get("retryable"):
         hint = f"Try again in {max(1, round((error.get('retryAfterMs') or 1000) / 1000))} s."
     return Failure(str(error.get("message") or f"HTTP {status}"), hint, error=error)

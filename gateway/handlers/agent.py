@@ -12,7 +12,7 @@ from triops.gateway.schema.chat import Agent, AgentIdentity, AgentWait
 from triops.gateway.scopes import ADMIN
 from triops.runtime.errors import NotFound
 from triops.runtime.runs.state import Accepted, RunState, Submission, Terminal
-from triops.runtime.sessions import DEFAULT_AGENT
+from triops.runtime.sessions import DEFAULT_AGENT, agent_of
 
 
 @method("agent", scope="operator.write")
@@ -28,7 +28,7 @@ async def agent(call: Call, params: Agent) -> Any:
     wanted = intake.submission(
         call,
         key=key,
-        spelled=params.session_key or key,
+        spelled=params.session_key or "",
         run_id=params.idempotency_key,
         message=intake.user_message(call, params.message, (), params.idempotency_key),
         source="agent",
@@ -145,13 +145,10 @@ async def agent_wait(call: Call, params: AgentWait) -> dict[str, Any]:
 @method("agent.identity.get", scope="operator.read")
 async def agent_identity(call: Call, params: AgentIdentity) -> dict[str, Any]:
     """The assistant's name and face."""
-    agents = call.services.runtime.agents
     agent_id = params.agent_id or DEFAULT_AGENT
     if params.session_key:
-        agent_id = intake.session_key(call, params.session_key, params.agent_id).split(":", 2)[1]
-    profile = agents.get(agent_id)
-    if profile is None:
-        raise WireError("INVALID_REQUEST", intake.AGENT_MISSING.format(agent_id), details={"code": "UNKNOWN_AGENT_ID"})
+        agent_id = agent_of(intake.session_key(call, params.session_key, params.agent_id))
+    profile = intake.known_agent(call, agent_id)
     identity: dict[str, Any] = {
         "agentId": agent_id,
         "name": profile.name,

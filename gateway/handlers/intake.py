@@ -13,14 +13,14 @@ from triops.gateway import wire
 from triops.gateway.errors import ErrorShape, WireError
 from triops.gateway.methods import ANSWERED, Call
 from triops.gateway.schema.chat import Attachment
+from triops.runtime.agents import AgentProfile
 from triops.runtime.events import RunInfo
 from triops.runtime.runs.state import Accepted, QueueMode, RunState, Source, Submission, Terminal
 from triops.runtime.runs.supervisor import Supervisor
-from triops.runtime.sessions import canonical_key
+from triops.runtime.sessions import agent_of, canonical_key
 
 MAX_TEXT = 1024 * 1024
 MAX_IMAGE = 6 * 1024 * 1024
-AGENT_MISSING = 'Agent "{}" no longer exists in configuration'
 
 
 def session_key(call: Call, text: str, agent_id: str | None = None) -> str:
@@ -31,10 +31,17 @@ def session_key(call: Call, text: str, agent_id: str | None = None) -> str:
         WireError: it names an agent that the configuration does not have.
     """
     key = canonical_key(text, agent_id=agent_id)
-    agent = key.split(":", 2)[1]
-    if agent not in call.services.runtime.agents:
-        raise WireError("INVALID_REQUEST", AGENT_MISSING.format(agent), details={"code": "UNKNOWN_AGENT_ID"})
+    known_agent(call, agent_of(key))
     return key
+
+
+def known_agent(call: Call, agent_id: str) -> AgentProfile:
+    """An agent of the configuration. Raises `WireError` where it has none of this id."""
+    profile = call.services.runtime.agents.get(agent_id)
+    if profile is None:
+        words = f'Agent "{agent_id}" no longer exists in configuration'
+        raise WireError("INVALID_REQUEST", words, details={"code": "UNKNOWN_AGENT_ID"})
+    return profile
 
 
 def user_message(call: Call, text: str, attachments: Sequence[Attachment], key: str) -> UserMessage:
@@ -72,7 +79,7 @@ def submission(
     call: Call,
     *,
     key: str,
-    spelled: str,
+    spelled: str = "",
     run_id: str,
     message: UserMessage,
     source: Source = "chat",

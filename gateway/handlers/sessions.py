@@ -92,7 +92,7 @@ async def sessions_create(call: Call, params: SessionsCreate) -> dict[str, Any]:
             intake.submission(
                 call,
                 key=key,
-                spelled=params.key or key,
+                spelled=params.key or "",
                 run_id=run_id,
                 message=message,
                 deadline=params.timeout_ms / 1000 if params.timeout_ms else None,

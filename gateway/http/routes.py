@@ -14,7 +14,17 @@ import trio
 
 from triops.gateway.door import Caller, caller_of
 from triops.gateway.errors import ErrorShape, WireError
-from triops.gateway.http import basic, history, hooks, openai_chat, openai_responses, openapi, runs, tools
+from triops.gateway.http import (
+    basic,
+    history,
+    hooks,
+    openai_chat,
+    openai_models,
+    openai_responses,
+    openapi,
+    runs,
+    tools,
+)
 from triops.gateway.http.exchange import EVENT_STREAM, Answer, HttpResponse, Stream
 from triops.gateway.http.head import Head
 from triops.gateway.http.table import (
@@ -32,7 +42,17 @@ from triops.gateway.methods import ANSWERED, Call
 from triops.gateway.scopes import READ, SCOPES, WRITE, effective, limited, require_scope
 from triops.gateway.services import Services
 
-_FILLED = (basic, history, hooks, openai_chat, openai_responses, openapi, runs, tools)  # importing them fills the table
+_FILLED = (
+    basic,
+    history,
+    hooks,
+    openai_chat,
+    openai_models,
+    openai_responses,
+    openapi,
+    runs,
+    tools,
+)  # importing them fills the table
 
 PROBES = {"/health": "live", "/healthz": "live", "/ready": "ready", "/readyz": "ready"}
 
