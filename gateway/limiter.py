@@ -125,12 +125,9 @@ class AuthLimiter:
         if not peer.exempt and (now < record.locked_until or failures + record.reserved >= LIMIT):
             raise rate_limited(max(record.locked_until - now, BUSY_RETRY))
         record.held = [until for until in record.held if until > now]
-        delay = _delay(max(failures, self._all.count(now)))
+        past = max(failures, self._all.count(now)) - LIMIT
+        delay = 0.0 if past < 0 else min(FIRST_DELAY * 2.0**past, MAX_DELAY)
         bounded = self._guessable or not peer.exempt
         if bounded and delay and len(record.held) + record.reserved >= LIMIT:
             raise rate_limited(BUSY_RETRY)
         return Attempt(self._clock, record, self._all, delay)
-
-
-def _delay(failures: int) -> float:
-    return 0.0 if failures < LIMIT else min(FIRST_DELAY * 2.0 ** (failures - LIMIT), MAX_DELAY)

@@ -6,7 +6,6 @@ from triops.agents.model import ModelInfo, ModelRef
 from triops.gateway.schema.sessions import SessionRow
 from triops.runtime.agents import AgentProfile
 from triops.runtime.compose import Runtime
-from triops.runtime.models import Resolved
 from triops.runtime.runs.state import RunState
 from triops.runtime.sessions import Session, is_main, is_subagent
 
@@ -18,7 +17,8 @@ def session_row(runtime: Runtime, session: Session) -> SessionRow:
     """The session as `sessions.list` and its relatives show it."""
     open_runs = runtime.runs.open_runs(session.key)
     running = [run for run in open_runs if run.state is RunState.RUNNING]
-    resolved = _model_of(runtime, session)
+    name = session.model or runtime.catalog.default
+    resolved = runtime.catalog.find(name) if name else None
     started, ended = session.started_at, session.ended_at
     return SessionRow(
         **{name: getattr(session, name) for name in _SAME},
@@ -36,11 +36,6 @@ def session_row(runtime: Runtime, session: Session) -> SessionRow:
         has_active_run=bool(open_runs),
         active_run_ids=tuple(run.id for run in running),
     )
-
-
-def _model_of(runtime: Runtime, session: Session) -> Resolved | None:
-    name = session.model or runtime.catalog.default
-    return runtime.catalog.find(name) if name else None
 
 
 def session_defaults(runtime: Runtime) -> dict[str, Any]:

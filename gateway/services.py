@@ -20,8 +20,6 @@ from triops.gateway.scopes import READ
 from triops.runtime.compose import Runtime
 from triops.runtime.logs import Log
 
-INVALIDATED = 4001  # close code: what the connection stood on holds no more
-
 
 class Socket(Protocol):
     """A WebSocket, from its upgrade on."""
@@ -79,12 +77,6 @@ class Services:
         """Tell those who may read who is here now."""
         payload = {"presence": self.presence.entries()}
         self.fanout.broadcast("presence", payload, state_version=self.state_version(), scope=READ)
-
-    def invalidate(self, device_id: str, why: str) -> None:
-        """Close a device's connections, for what they stand on was taken back."""
-        for socket in list(self.sockets):
-            if socket.device == device_id:
-                socket.close(INVALIDATED, f"client invalidated: {why}")
 
     def state_version(self) -> StateVersion:
         """The counters that ride on `presence` and `health`."""

@@ -211,9 +211,6 @@ class GatewaySession:
             return [_invalid(request.id, "connect is only valid as the first request")]
         return [Dispatch(request)]
 
-    def _ignore(self, _: str) -> list[Action]:
-        return []
-
     def _refuse(self, id: str, error: WireError, code: int = POLICY, reason: str | None = None) -> list[Action]:
         if self.state is State.CLOSING:
             return []
@@ -235,7 +232,7 @@ class GatewaySession:
         State.CONNECT: _first,
         State.DECIDING: _early,
         State.READY: _call,
-        State.CLOSING: _ignore,
+        State.CLOSING: lambda _session, _text: [],
     }
 
 

@@ -35,11 +35,11 @@ from triops.gateway.schema.devices import (
     Upgrade,
 )
 from triops.gateway.scopes import ADMIN, PAIRING, READ, check_known
-from triops.gateway.services import INVALIDATED
 from triops.runtime.secrets import Secret, replace_token, require_token_file
 from triops.runtime.store.db import Db
 
 WITHHELD = "withheld-cross-device"
+INVALIDATED = 4001  # close code: what the connection stood on holds no more
 
 
 def _approver(call: Call) -> Approver:
@@ -162,7 +162,9 @@ async def token_revoke(call: Call, params: TokenTarget) -> Any:
 def _took_back(call: Call, device_id: str, why: str, payload: Any) -> None:
     """Answer, then close the device's connections: the caller's may be one. Sync, and so not to be cancelled."""
     call.respond(payload)
-    call.services.invalidate(device_id, why)
+    for socket in list(call.services.sockets):
+        if socket.device == device_id:
+            socket.close(INVALIDATED, f"client invalidated: {why}")
 
 
 # -- a device that wants more ------------------------------------------------------------------------------------------

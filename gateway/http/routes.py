@@ -3,8 +3,7 @@
 Every route but the probes needs the bearer, hooks their own; all of them go through the same methods as the WebSocket.
 """
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -42,17 +41,8 @@ from triops.gateway.methods import ANSWERED, Call
 from triops.gateway.scopes import READ, SCOPES, WRITE, effective, limited, require_scope
 from triops.gateway.services import Services
 
-_FILLED = (
-    basic,
-    history,
-    hooks,
-    openai_chat,
-    openai_models,
-    openai_responses,
-    openapi,
-    runs,
-    tools,
-)  # importing them fills the table
+# Importing them fills the table.
+_FILLED = (basic, history, hooks, openai_chat, openai_models, openai_responses, openapi, runs, tools)
 
 PROBES = {"/health": "live", "/healthz": "live", "/ready": "ready", "/readyz": "ready"}
 
@@ -155,10 +145,14 @@ class Routes:
                     park()
                 call = Call(self._services, peer, answers.append, park=park, final=final)
                 asked = Asked(head, call, path, query, read_body(body, route), stream)
-                with scope, self._cut_with_the_secret(scope, peer):
+                if peer.generation is not None:
+                    self._services.on_secret.add(scope)  # it ends when that changes, as if its client had left
+                with scope:
                     payload = await route.handler(asked)
         except Exception as error:  # noqa: BLE001 - the request boundary
             payload = self._services.shape_of(error, path=head.path)
+        finally:
+            self._services.on_secret.discard(scope)
         if payload is ANSWERED:
             payload = answers[0]
         if payload is None and stream.begun:
@@ -168,16 +162,6 @@ class Routes:
         if isinstance(payload, ErrorShape):
             payload = refusal(payload, route.style)
         return self._told(head, peer, payload if isinstance(payload, HttpResponse) else HttpResponse(200, payload))
-
-    @contextmanager
-    def _cut_with_the_secret(self, scope: trio.CancelScope, peer: HttpPeer) -> Generator[None]:
-        """What stands on the gateway's secret ends when that changes, as if its client had left."""
-        if peer.generation is not None:
-            self._services.on_secret.add(scope)
-        try:
-            yield
-        finally:
-            self._services.on_secret.discard(scope)
 
     def _told(self, head: Head, peer: HttpPeer, response: HttpResponse) -> HttpResponse:
         """`response`, after a refusal has left its line."""
