@@ -276,17 +276,13 @@ def decide_with_records(db: Db, facts: Facts, public_key: str) -> _Decided:
     device, pending = load_device(db, device_id), load_pending(db, device_id)
     decision = decide(msgspec.structs.replace(facts, public_key=public_key, device=device, pending=pending))
     if isinstance(decision, Admit):
-        if decision.device is None:
-            return _Decided(decision)
-        save_device(db, decision.device)
-        approved = decision.device.approved_at_ms == now
-        if pending is None or not approved or not covers(decision.device.scopes, pending.scopes):
-            return _Decided(decision)
-        devices.settle(db, device_id)
-        return _Decided(decision, settled=pending)
-    if decision.pending is None:
-        return _Decided(decision)
-    save_pending(db, decision.pending, now=now)
-    if pending is not None and pending.request_id == decision.pending.request_id:
-        return _Decided(decision)
-    return _Decided(decision, settled=pending, requested=decision.pending)
+        if (record := decision.device) is not None:
+            save_device(db, record)
+            if pending and record.approved_at_ms == now and covers(record.scopes, pending.scopes):
+                devices.settle(db, device_id)
+                return _Decided(decision, settled=pending)
+    elif (asked := decision.pending) is not None:
+        save_pending(db, asked, now=now)
+        if pending is None or pending.request_id != asked.request_id:
+            return _Decided(decision, settled=pending, requested=asked)
+    return _Decided(decision)

@@ -110,14 +110,11 @@ class Gateway:
 
     def _exchange(self, verb: str, target: str, body: str | None, seconds: float | None) -> tuple[int, Any]:
         host, port, secure = _address(self.url)
-        connection = (http.client.HTTPSConnection if secure else http.client.HTTPConnection)(
-            host, port, timeout=seconds
-        )
-        headers = {"Content-Type": "application/json"} | (
-            {"Authorization": f"Bearer {self.token}"} if self.token else {}
-        )
+        connect = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+        connection = connect(host, port, timeout=seconds)
+        proof = {"Authorization": f"Bearer {self.token}"} if self.token else {}
         try:
-            connection.request(verb, target, body, headers)
+            connection.request(verb, target, body, {"Content-Type": "application/json"} | proof)
             answer = connection.getresponse()
             data = answer.read()
         except (OSError, http.client.HTTPException) as error:
