@@ -1,5 +1,6 @@
 """`hello-ok`: what a client is told when it is let in (protocol §3.4). Advertises only what works."""
 
+from triops.gateway.handlers.intake import MAX_IMAGE
 from triops.gateway.handlers.system import health_summary
 from triops.gateway.methods import METHODS
 from triops.gateway.outbox import MAX_BYTES
@@ -74,6 +75,6 @@ async def hello_ok(services: Services, connection_id: str, admitted: Admit) -> H
             max_payload=MAX_PAYLOAD,
             max_buffered_bytes=MAX_BYTES,
             tick_interval_ms=TICK_MS,
-            attachments=AttachmentPolicy(max_bytes=10 * 1024 * 1024, max_image_bytes=6 * 1024 * 1024),
+            attachments=AttachmentPolicy(max_bytes=10 * 1024 * 1024, max_image_bytes=MAX_IMAGE),
         ),
     )
