@@ -349,6 +349,10 @@ class Warmup:
 
     async def _find(self, question: _Question, ref: ModelRef) -> None:
         """Let the provider's list arrive, then ask its hook. A hook that fails says that it does not have the model."""
+        if self._catalog.state(ref.provider) is None:  # a change of the configuration dropped it meanwhile
+            question.answered = True
+            self._settled(question)
+            return
         start = trio.current_time()
         try:
             with trio.move_on_after(ASK_DEADLINE):

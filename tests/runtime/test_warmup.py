@@ -365,3 +365,27 @@ async def test_a_question_that_a_change_of_the_configuration_cuts_off_is_asked_o
         await trio.testing.wait_all_tasks_blocked()
         assert found == ["lab/made-x"] and trio.current_time() < 4
         assert changed.warmed == [("made-y", "the prompt")] and stage.states() == {"lab": "ready"}
+
+
+async def test_a_question_about_a_provider_that_a_change_of_the_configuration_drops_is_answered_with_no(
+    autojump_clock: Any,
+) -> None:
+    class Slow(Shelf):
+        async def discover(self) -> Any:
+            await trio.sleep(4)
+            return await super().discover()
+
+    async with open_stage(Shelf("other"), Slow("lab")) as stage, trio.open_nursery() as nursery:
+        said: list[str] = []
+
+        async def ask() -> None:
+            with pytest.raises(UnknownModel) as caught:
+                await stage.catalog.resolve("lab/made-x")
+            said.append(str(caught.value))
+
+        nursery.start_soon(ask)
+        await trio.sleep(1)
+        entries = [ProviderEntry(provider=Shelf("other"), why="the test")]
+        await stage.warmup.reconfigure(ModelCatalog(entries, aliases={}, default=None))
+        await trio.testing.wait_all_tasks_blocked()
+        assert said and "no provider of that name (known: other)" in said[0] and trio.current_time() < 4
