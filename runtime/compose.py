@@ -82,6 +82,8 @@ class Runtime:
         self.gateway_secret = secret
         """What clients prove themselves with; None with auth mode `none`."""
         self.agents: Mapping[str, AgentProfile] = profiles(loaded.config)
+        self.watcher: ConfigWatcher | None = None
+        """Of the configuration file, if that is watched."""
 
     async def reconfigure(self, loaded: LoadedConfig, catalog: ModelCatalog) -> None:
         """Go on with another configuration, whose models are those of `catalog`."""
@@ -216,7 +218,9 @@ async def open_runtime(
             await runtime.reconfigure(loaded, catalog_of(loaded))
 
         if watched is not None:
-            watcher = ConfigWatcher(loaded, paths, watched, apply=apply, in_thread=in_thread, log=log.bind("config"))
+            watcher = runtime.watcher = ConfigWatcher(
+                loaded, paths, watched, apply=apply, in_thread=in_thread, log=log.bind("config")
+            )
             services.start_soon(_service, "config watcher", watcher.run, log, name="config watcher")
         yield runtime
 

@@ -192,6 +192,8 @@ class Warmup:
         if not chosen:
             await self._warm_default()
         for name in self._catalog.named:
+            if name == self._catalog.default:
+                continue
             try:
                 await self._catalog.resolve(name)
             except Exception as error:  # noqa: BLE001 - the plugin boundary
@@ -325,9 +327,12 @@ class Warmup:
             self._unwarmed = None
         except Exception as error:  # noqa: BLE001 - the plugin boundary
             slow = f"not warm within {WARM_DEADLINE:.0f} s"
+            reason = slow if isinstance(error, trio.TooSlowError) else str(error) or type(error).__name__
             if self._warming is not None:
                 self._settle(self._warming, start, error, slow)
-            reason = slow if isinstance(error, trio.TooSlowError) else str(error) or type(error).__name__
+            else:
+                self._catalog.miss_default(reason)
+                self._bus.publish(ModelsChanged(self._clock()))
             if self._unwarmed is None:
                 self._log.warning("the default model could not be warmed", model=name, reason=reason)
             self._unwarmed = self._warming or ""

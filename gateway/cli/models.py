@@ -78,7 +78,8 @@ def _show_status(gateway: Gateway) -> None:
         )
         for each in models["providers"]
     ]
-    lines = [f"Default: {models['default']} ({models['why']})" if models["default"] else "Default: none found"]
+    why = models.get("fault") or models["why"]
+    lines = [f"Default: {models['default']} ({why})" if models["default"] else "Default: none found"]
     lines += [f"Fallbacks: {', '.join(fallbacks)}"] if fallbacks else []
     lines += ["", table(rows, "PROVIDER", "STATE", "MODELS", "AUTH", "WHY")] if rows else []
     show({**models, "fallbacks": fallbacks, "auth": list(auth.values())}, "\n".join(lines))

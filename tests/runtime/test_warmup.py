@@ -219,6 +219,19 @@ async def test_a_model_of_the_configuration_that_nobody_has_is_said_at_the_start
         assert told.fields["model"] == "lab/b" and "provider lab is ready and does not have it" in told.fields["reason"]
 
 
+async def test_a_default_model_that_nobody_has_is_said_once_and_shown_until_it_is_there(autojump_clock: Any) -> None:
+    shelf = Shelf("lab", "a")
+    async with open_stage(shelf, default="lab/b", named=("lab/b",)) as stage:
+        await trio.testing.wait_all_tasks_blocked()
+        (told,) = [record for record in stage.log if record.level == "warn"]
+        assert told.fields["model"] == "lab/b" and stage.catalog.default_fault == told.fields["reason"]
+        assert "provider lab is ready and does not have it" in stage.catalog.default_fault
+        shelf.listed = ("a", "b")
+        await trio.sleep(REFRESH_PAUSE)
+        await stage.warmup.scan()
+        assert stage.catalog.default_fault == ""
+
+
 async def test_dead_slow_lying_and_crashing_providers_cost_the_others_nothing(autojump_clock: Any) -> None:
     dead, good = LateServer(id="late"), Shelf("good", "m")
     liar = Shelf("liar", info("good", "stolen"), info("liar", "odd", context_window=-1, cost=Prices(input=-2)))

@@ -63,6 +63,8 @@ def test_status_shows_how_each_provider_stands_and_scan_asks_first(run: Any, gat
     lines = run("models", "status").out.splitlines()
     assert lines[:2] == ["Default: lab/a (configured)", "Fallbacks: lab/b"]
     assert lines[-1].split() == ["away", "failed", "0", "missing", "nobody", "listens"]
+    gateway.answers["status"]["models"]["fault"] = "nobody has it"
+    assert run("models", "status").out.startswith("Default: lab/a (nobody has it)\n")
     assert {} in [call.params for call in gateway.calls] and {"refresh": True} not in [c.params for c in gateway.calls]
     assert json.loads(run("models", "scan", "--json").out)["fallbacks"] == ["lab/b"]
     assert {"refresh": True} in [call.params for call in gateway.calls]
