@@ -216,7 +216,11 @@ class ChatTurn:
     async def _said(self, provider: Provider, request: ModelRequest) -> AssistantMessage:
         message: AssistantMessage | None = None
         emit = self._progress.emit
-        request = msgspec.structs.replace(request, late=lambda words: emit(Waiting(words)))
+
+        def late(words: str) -> None:
+            emit(Waiting(words))
+
+        request = msgspec.structs.replace(request, late=late)
         async with provider.stream(request) as batches:
             async for batch in batches:
                 for event in batch:

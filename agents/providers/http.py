@@ -79,7 +79,7 @@ class HttpClient:
 
     With `uds` every request goes to that Unix socket, whatever host its URL names. `patience` stands for `PATIENCE`.
     `environ` names proxies and certificates, `trust` what else to believe of a server, by the `host:port` of its URL.
-    Opens nothing before the first request; `aclose` closes what is kept.
+    Opens nothing before the first request; `close` closes what is kept.
     """
 
     def __init__(
@@ -153,14 +153,13 @@ class HttpClient:
         except NOT_JSON as error:
             raise faults.garbled("something that is not JSON", answer) from error
 
-    async def aclose(self) -> None:
-        """Close unused connections. One that is still in use is closed by its own block."""
+    def close(self) -> None:
+        """Close unused connections; from now on each is closed by its own block."""
         self._closed = True
         for connections in self._kept.values():
             for connection in connections:
                 connection.close()
         self._kept.clear()
-        await trio.lowlevel.checkpoint()
 
     def _take(self, target: Target) -> "_Connection | None":
         kept = self._kept.get(target.origin, [])

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import IO, Any
 
@@ -157,7 +157,7 @@ class LocalProvider:
             try:
                 address = await _start(process, key, model.stem, stderr)
                 base_url = f"{address.get('url', 'http://localhost')}/v1"
-                async with aclosing(HttpClient(uds=address.get("socket"))) as http:
+                with closing(HttpClient(uds=address.get("socket"))) as http:
                     client = OpenAICompletionsProvider(id=self.id, base_url=base_url, api_key=key, http=http)
                     engine = _Engine(process, client, self._idle_unload)
                     task_status.started(engine)

@@ -7,8 +7,10 @@ LONGEST = 2 * 86_400_000
 
 
 def since(db: Db, *, start: int) -> tuple[int, float]:
-    """Tokens and USD of all answers and summaries since `start`, in milliseconds; reads the sessions that had runs, once a
-    day."""
+    """Tokens and USD of all answers and summaries since `start`, in milliseconds.
+
+    Reads the sessions that had runs, once a day.
+    """
     row = db.execute(
         "SELECT coalesce(sum(json_extract(body, '$.usage.totalTokens')), 0),"
         " coalesce(sum(json_extract(body, '$.usage.cost.total')), 0.0) FROM messages"

@@ -255,7 +255,7 @@ async def test_closing_the_client_closes_what_it_kept(server, nursery):
     listeners = await nursery.start(trio.serve_tcp, watch, 0)
     http = HttpClient()
     await http.get_json(f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}", {}, FAULTS)
-    await http.aclose()
+    http.close()
     with trio.fail_after(2):
         await closed.wait()
 
@@ -272,7 +272,7 @@ async def test_a_unix_socket_takes_the_place_of_the_host(server, nursery, tmp_pa
     assert await http.get_json("http://localhost/v1/models", {}, FAULTS) == {}
     assert await http.get_json("http://localhost/v1/models", {}, FAULTS) == {}
     assert server.connections == 1 and server.header("host") == "localhost"
-    await http.aclose()
+    http.close()
 
 
 async def test_a_unix_socket_that_is_not_there_is_a_connection_error(failing, tmp_path):
@@ -337,7 +337,7 @@ async def secure_url(server, nursery, authority) -> str:
 async def trusting(authority):
     client = HttpClient(environ={"SSL_CERT_FILE": str(authority)})
     yield client
-    await client.aclose()
+    client.close()
 
 
 async def test_https_streams_and_keeps_its_connection(server, secure_url, trusting):
@@ -437,7 +437,7 @@ async def test_https_goes_through_a_tunnel_and_the_server_does_not_see_the_proxy
     (head,) = proxy.heads
     assert head.startswith(b"CONNECT model.test:443 HTTP/1.1\r\n") and b"proxy-authorization: Basic bWU6" in head
     assert server.asked[0].target == b"/v1/models" and server.header("proxy-authorization") is None
-    await client.aclose()
+    client.close()
 
 
 async def test_http_through_a_proxy_names_the_whole_address(server, nursery):
@@ -446,7 +446,7 @@ async def test_http_through_a_proxy_names_the_whole_address(server, nursery):
     assert await client.get_json("http://model.test:8080/v1/models?a=b", {}, FAULTS) == {}
     assert server.asked[0].target == b"http://model.test:8080/v1/models?a=b"
     assert server.header("host") == "model.test:8080" and server.header("proxy-authorization") == "Basic bWU6c2VjcmV0"
-    await client.aclose()
+    client.close()
 
 
 @pytest.mark.parametrize(
@@ -486,7 +486,7 @@ async def test_a_certificate_of_ones_own_is_believed_by_choice(server, secure_ur
         trust={name: trust[how]} if how in trust else {},
     )
     assert await client.get_json(secure_url, {}, FAULTS) == {}
-    await client.aclose()
+    client.close()
 
 
 @pytest.mark.parametrize(("patience", "told"), [(5, 1), (0, 0), (20, 0)])
@@ -499,7 +499,7 @@ async def test_an_answer_over_tls_that_comes_late_is_told_of_and_arrives(
     async with client.stream("GET", secure_url, {}, idle=30, late=words.append) as response:
         assert await response.body() == b"{}"
     assert len(words) == told
-    await client.aclose()
+    client.close()
 
 
 CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
