@@ -42,14 +42,13 @@ _Tell = Callable[[], None]
 _Late = Callable[[str], object]
 
 
-def default_idle(url: str) -> float:
-    """How long to bear silence from `url`, where nobody said: `LOCAL_IDLE` for a private address, else `CLOUD_IDLE`."""
+def is_local(url: str) -> bool:
+    """Whether `url` leads to the user's own machine or network, as far as it tells by itself."""
     host = urlsplit(url).hostname or ""
     try:
-        local = ipaddress.ip_address(host).is_private
+        return ipaddress.ip_address(host).is_private
     except ValueError:
-        local = "." not in host or host.endswith((".local", ".lan", ".internal"))
-    return LOCAL_IDLE if local else CLOUD_IDLE
+        return "." not in host or host.endswith((".local", ".lan", ".internal"))
 
 
 class Response:

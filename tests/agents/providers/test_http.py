@@ -21,13 +21,11 @@ from hypothesis import strategies as st
 from triops.agents.errors import ProviderError
 from triops.agents.providers.faults import Faults
 from triops.agents.providers.http import (
-    CLOUD_IDLE,
     CONNECT_LIMIT,
     KEEP_ALIVE,
-    LOCAL_IDLE,
     HttpClient,
     _merged,
-    default_idle,
+    is_local,
 )
 from triops.agents.providers.routes import Trust
 
@@ -281,19 +279,19 @@ async def test_a_unix_socket_that_is_not_there_is_a_connection_error(failing, tm
 
 
 @pytest.mark.parametrize(
-    ("url", "idle"),
+    ("url", "local"),
     [
-        ("http://127.0.0.1:1234/v1", LOCAL_IDLE),
-        ("http://[::1]:1/", LOCAL_IDLE),
-        ("http://192.168.1.5/v1", LOCAL_IDLE),
-        ("http://localhost:11434", LOCAL_IDLE),
-        ("http://nas.local/v1", LOCAL_IDLE),
-        ("https://api.openai.com/v1", CLOUD_IDLE),
-        ("https://8.8.8.8/", CLOUD_IDLE),
+        ("http://127.0.0.1:1234/v1", True),
+        ("http://[::1]:1/", True),
+        ("http://192.168.1.5/v1", True),
+        ("http://localhost:11434", True),
+        ("http://nas.local/v1", True),
+        ("https://api.openai.com/v1", False),
+        ("https://8.8.8.8/", False),
     ],
 )
-def test_a_model_at_home_may_be_silent_longer(url, idle):
-    assert default_idle(url) == idle
+def test_a_server_at_home_is_told_by_its_address(url, local):
+    assert is_local(url) is local
 
 
 @pytest.fixture(scope="session")
