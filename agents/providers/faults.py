@@ -22,8 +22,9 @@ _ADVICE: dict[ErrorKind, str] = {
     "server_error": f"the fault is the provider's: {_LATER}",
     "overloaded": _LATER,
 }
-_LOCAL_ADVICE: dict[ErrorKind, str] = _ADVICE | {
-    "server_error": "that server's log says more; is there memory enough for this model?"
+_LOCAL_ADVICE: dict[ErrorKind, str] = {
+    **_ADVICE,
+    "server_error": "that server's log says more; is there memory enough for this model?",
 }
 _STATUSES: dict[int, tuple[ErrorKind, str]] = {
     400: ("format", "request refused as malformed"),

@@ -182,8 +182,12 @@ def _no_agent(agent: str) -> Failure:
 
 
 def _warn_of(gateway: Gateway, model: str) -> None:
-    """Say if the gateway that runs does not know a model; a provider's hook may know it all the same."""
+    """Say if the gateway that runs does not know a model; a provider's hook may know it all the same. Without a gateway
+    say what is neither provider/model nor an alias."""
     if gateway.discovery is None:
+        settings = gateway.load_configuration().config.agents.defaults.models.values()
+        if "/" not in model and model.lower() not in {setting.alias.lower() for setting in settings if setting.alias}:
+            show_warnings([f"{model} is neither provider/model nor an alias of the configuration"])
         return
     rows = gateway.call("models.list", {})["models"]
     known = [name for row in rows for name in (model_ref(row), row.get("alias"), row["id"]) if name]

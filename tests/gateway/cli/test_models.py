@@ -111,6 +111,17 @@ def test_set_and_fallbacks_keep_what_else_there_is(run: Any, paths: Paths, writt
     assert run("models", "set", "openai/e", "--agent", "nobody").code == 2
 
 
+def test_what_cannot_be_a_model_is_warned_of_though_no_gateway_runs(run: Any, written: Any):
+    written('{"agents": {"defaults": {"models": {"p/a": {"alias": "Quick"}, "p/c": {}}}}}')
+    assert run("models", "set", "quick").err == run("models", "fallbacks", "p/b", "QUICK").err == ""
+    for command in ("set", "fallbacks"):
+        ran = run("models", command, "quickk")
+        assert (ran.code, ran.err) == (
+            0,
+            "triops: warning: quickk is neither provider/model nor an alias of the configuration\n",
+        )
+
+
 def test_aliases_are_given_moved_and_taken_away(run: Any, paths: Paths, written: Any):
     written('{"agents": {"defaults": {"models": {"p/a": {"alias": "Quick", "params": {"x": 1}}}}}}')
     assert run("models", "aliases", "quick", "p/b").code == 0
