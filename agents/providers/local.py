@@ -10,6 +10,7 @@ import secrets
 import subprocess
 import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterable, Sequence
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -66,7 +67,7 @@ class LocalProvider:
         self._socket_folder = socket_folder
         self._idle_unload = idle_unload
         self._engines: dict[str, _Engine] = {}
-        self._starting = trio.Lock()
+        self._starting: defaultdict[str, trio.Lock] = defaultdict(trio.Lock)
 
     @property
     def rest(self) -> str:
@@ -129,7 +130,7 @@ class LocalProvider:
         return files
 
     async def _claim(self, model_id: str) -> "_Engine":
-        async with self._starting:
+        async with self._starting[model_id]:
             engine = self._engines.get(model_id)
             if engine is None or engine.is_over():
                 path = self._files().get(model_id)
