@@ -5,13 +5,15 @@ the runtime drain while finals still reach them, and closes them with 1012.
 """
 
 from collections.abc import AsyncGenerator, Generator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from errno import EADDRINUSE
+from socket import socket as Socket
 from uuid import uuid4
 
 import trio
 from msgspec.structs import replace
 
+from triops.agents.sockets import with_raw
 from triops.gateway import handlers
 from triops.gateway.connection import Connection, serve_websocket
 from triops.gateway.door import Caller, Door, caller_of
@@ -99,17 +101,18 @@ class Gateway:
         except OSError:
             await trio.aclose_forcefully(stream)
             return
-        await self.serve_client(stream, address)
+        await self.serve_client(*with_raw(stream), address=address)
 
-    async def serve_client(self, stream: trio.abc.HalfCloseableStream, address: str) -> None:
-        """One client over any stream, as if its socket's peer were `address`."""
-        transport = Transport(stream)
-        with contain(self.services.log, "a connection failed by our own fault"):
-            try:
+    async def serve_client(
+        self, stream: trio.abc.HalfCloseableStream, raw: Socket | None = None, *, address: str
+    ) -> None:
+        """One client over any stream, as if its socket's peer were `address`; `raw` is the socket under it."""
+        transport = Transport(stream, raw)
+        try:
+            with contain(self.services.log, "a connection failed by our own fault"), suppress(*Broken):  # it left
                 await self._serve(transport, address)
-            except Broken:
-                pass  # it left
-        await trio.aclose_forcefully(transport)
+        finally:
+            await trio.aclose_forcefully(transport)
 
     async def _serve(self, transport: Transport, address: str) -> None:
         try:

@@ -10,6 +10,7 @@ import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
+from socket import socket as Socket
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -20,6 +21,7 @@ import trio
 from triops.agents.errors import ProviderError
 from triops.agents.providers.faults import NOT_JSON, Faults
 from triops.agents.providers.routes import Proxy, Target, Trust, open_tunnel, proxy_of, target_of, tls_context
+from triops.agents.sockets import send_now, with_raw
 
 CONNECT_LIMIT = 10.0
 """Seconds, for a TCP connection and for its TLS handshake each."""
@@ -192,7 +194,8 @@ class HttpClient:
         except OSError as error:
             raise _unreachable(name, "connection", "refused or no route") from error
         if not target.secure or self._uds:
-            return _Connection(stream, stream, target, self.patience, proxy)
+            stream, raw = with_raw(stream)
+            return _Connection(stream, stream, target, self.patience, proxy, raw)
         try:
             if proxy is not None:
                 with trio.fail_after(CONNECT_LIMIT):
@@ -233,11 +236,13 @@ class _Connection:
         target: Target,
         patience: float,
         proxy: Proxy | None = None,
+        raw: Socket | None = None,
     ) -> None:
         self.name = target.name
         self.origin = target.origin
         self.expires = 0.0
         self._socket = socket.socket
+        self._raw = raw
         self._stream = stream
         self._wire = h11.Connection(h11.CLIENT)
         self._ended = False
@@ -287,9 +292,11 @@ class _Connection:
             path, headers = f"http://{target.name}{path}", {**headers, **self._proxy.headers}
         request = send(h11.Request(method=method, target=path, headers=target.head(headers, body))) or b""
         request += (send(h11.Data(data=body)) or b"") + (send(h11.EndOfMessage()) or b"")
+        now = send_now(self._raw, request) if self._raw is not None else 0
         try:
-            with trio.fail_after(idle):
-                await self._stream.send_all(request)
+            if now < len(request):
+                with trio.fail_after(idle):
+                    await self._stream.send_all(request[now:])
         except trio.TooSlowError:
             raise _silent(self.name, idle) from None
         except trio.BrokenResourceError:
