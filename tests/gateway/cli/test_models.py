@@ -111,15 +111,18 @@ def test_set_and_fallbacks_keep_what_else_there_is(run: Any, paths: Paths, writt
     assert run("models", "set", "openai/e", "--agent", "nobody").code == 2
 
 
-def test_what_cannot_be_a_model_is_warned_of_though_no_gateway_runs(run: Any, written: Any):
-    written('{"agents": {"defaults": {"models": {"p/a": {"alias": "Quick"}, "p/c": {}}}}}')
-    assert run("models", "set", "quick").err == run("models", "fallbacks", "p/b", "QUICK").err == ""
-    for command in ("set", "fallbacks"):
-        ran = run("models", command, "quickk")
-        assert (ran.code, ran.err) == (
-            0,
-            "triops: warning: quickk is neither provider/model nor an alias of the configuration\n",
-        )
+def test_without_a_gateway_a_name_of_no_provider_and_no_alias_is_warned_of(run: Any, written: Any):
+    written(
+        '{"models": {"providers": {"lab": {"baseUrl": "http://127.0.0.1:9/v1", "models": [{"id": "big"}]}}},'
+        ' "agents": {"defaults": {"models": {"lab/a": {"alias": "Quick"}}}}}'
+    )
+    for known in ("lab/any", "quick", "big", "ollama/qwen3:4b", "openai/gpt-5.4", "local/m"):
+        assert "unknown" not in run("models", "set", known).err + run("models", "fallbacks", known).err
+    ran = run("models", "fallbacks", "opnai/gpt-5.4")
+    assert ran.code == 0 and "opnai/gpt-5.4 is unknown: there is no provider 'opnai'" in ran.err
+    assert run("models", "set", "opnai/gpt-5.4").err.count("no provider") == 1
+    assert "slow is unknown: there is no alias of that name" in run("models", "fallbacks", "lab/a", "slow").err
+    assert "unknown" in run("models", "fallbacks", "lab/").err
 
 
 def test_aliases_are_given_moved_and_taken_away(run: Any, paths: Paths, written: Any):
