@@ -28,6 +28,7 @@ from triops.gateway.services import Services
 from triops.gateway.transport import Broken, Transport
 from triops.runtime.boundaries import contain
 from triops.runtime.compose import Runtime
+from triops.runtime.events import RunDelta, RunEnded, RunTool
 from triops.runtime.runs.state import RunState
 
 HEALTH_EVERY = 60.0  # seconds
@@ -289,7 +290,7 @@ async def open_gateway(
     services.listening = [_address(*listener.socket.getsockname()[:2]) for listener in listeners]
     door.port = listeners[0].socket.getsockname()[1]
     gateway.url = f"http://{_address({'0.0.0.0': '127.0.0.1', '::': '::1'}.get(host, host), door.port)}"
-    with runtime.bus.subscribe(services.feeds.hear):
+    with runtime.bus.subscribe(services.feeds.hear, RunDelta, RunTool, RunEnded):
         async with trio.open_nursery() as nursery:
             await nursery.start(gateway.serve, listeners, name="gateway")
             try:

@@ -21,6 +21,7 @@ from triops.runtime.config_file import LoadedConfig
 from triops.runtime.cron.heartbeat import Heartbeat
 from triops.runtime.cron.scheduler import CronScheduler, open_scheduler
 from triops.runtime.deliveries import Deliveries
+from triops.runtime.events import RunEnded
 from triops.runtime.logs import Log, LogFile
 from triops.runtime.models import ModelCatalog, ProviderEntry
 from triops.runtime.paths import Paths
@@ -167,7 +168,7 @@ async def open_runtime(
             log=log.bind("turn"),
         )
         deliveries = Deliveries(log)
-        stack.enter_context(bus.subscribe(deliveries.hear))
+        stack.enter_context(bus.subscribe(deliveries.hear, RunEnded))
         lanes = Lanes(cap=config.messages.queue.cap, main=config.agents.defaults.max_concurrent)
         runs = await stack.enter_async_context(
             open_supervisor(
