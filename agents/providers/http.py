@@ -8,7 +8,7 @@ import ipaddress
 import re
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from socket import socket as Socket
 from typing import Any, Literal
@@ -290,7 +290,12 @@ class _Connection:
         path = target.path
         if self._proxy is not None:
             path, headers = f"http://{target.name}{path}", {**headers, **self._proxy.headers}
-        request = send(h11.Request(method=method, target=path, headers=target.head(headers, body))) or b""
+        head: h11.Request | None = None
+        with suppress(h11.LocalProtocolError, UnicodeEncodeError):  # which repeat what is wrong, and it may be a key
+            head = h11.Request(method=method, target=path, headers=target.head(headers, body))
+        if head is None:
+            raise ProviderError("format", "a header or the API key holds characters that HTTP does not allow")
+        request = send(head) or b""
         request += (send(h11.Data(data=body)) or b"") + (send(h11.EndOfMessage()) or b"")
         now = send_now(self._raw, request) if self._raw is not None else 0
         try:

@@ -59,6 +59,15 @@ async def test_a_connection_serves_one_request_after_the_other(server, http):
     assert server.header("host") == server.url.removeprefix("http://") and server.header("x-extra") == "1"
 
 
+@pytest.mark.parametrize(
+    "headers", [{"a b": "x"}, {"x": f"{KEY}\r\nx: y"}, {"x": f"{KEY} \N{CYRILLIC SMALL LETTER YU}"}]
+)
+async def test_what_no_header_can_say_is_refused_without_repeating_it_and_nothing_is_sent(server, http, headers):
+    with pytest.raises(ProviderError, match="characters that HTTP does not allow") as caught:
+        await http.get_json(server.url, headers, FAULTS)
+    assert caught.value.kind == "format" and caught.value.__context__ is None and not server.asked
+
+
 async def test_requests_at_once_have_connections_of_their_own(server, http, patient_clock):
     server.answers = [[0.05, OK]]
     async with trio.open_nursery() as nursery:
