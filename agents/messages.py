@@ -70,7 +70,9 @@ class SystemMessage(msgspec.Struct, frozen=True, tag_field="role", tag="system",
     content: str
     timestamp: int
     source: str = ""
-    """What said it: `cron:<jobId>`, `wake`, `subagent:<key>`."""
+    """What said it: `cron:<jobId>`, `wake`, `subagent:<key>`, `compaction`."""
+    usage: Usage | None = None
+    """Of the model that wrote it, if one did."""
 
 
 class AssistantMessage(

@@ -43,4 +43,4 @@ async def open_bare(url: str) -> AsyncGenerator[BareDriver]:
     try:
         yield BareDriver(http, url)
     finally:
-        await http.aclose()
+        http.close()

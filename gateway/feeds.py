@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import trio
 
 from triops.gateway.errors import WireError
-from triops.runtime.events import RunDelta, RunEnded, RuntimeEvent, RunTool
+from triops.runtime.events import RunDelta, RunEnded, RunTool
 
 MAX_KEPT = 64  # feeds that outlive their request; past it the oldest that is over goes
 
@@ -45,9 +45,9 @@ class Feeds:
         self._feeds: dict[str, Feed] = {}
         self._kept: list[str] = []
 
-    def hear(self, event: RuntimeEvent) -> None:
+    def hear(self, event: Told) -> None:
         """A listener of the bus."""
-        if isinstance(event, RunDelta | RunTool | RunEnded) and (feed := self._feeds.get(event.run.run_id)):
+        if feed := self._feeds.get(event.run.run_id):
             feed.put(event)
 
     def get(self, run_id: str) -> Feed | None:

@@ -103,7 +103,8 @@ class Outbox:
 
     def ring(self) -> None:
         """Wake the writer, if it waits."""
-        self._bell.unpark_all()
+        if self._bell:
+            self._bell.unpark_all()
 
     async def wait(self) -> None:
         """Until something waits, or somebody rings."""

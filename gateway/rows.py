@@ -55,8 +55,8 @@ def session_defaults(runtime: Runtime) -> dict[str, Any]:
 def model_runtime(runtime: Runtime) -> dict[str, Any]:
     """How the providers stand, as `health` and `status` show it."""
     providers = runtime.catalog.states()
-    failed = any(each.state == "failed" for each in providers)
-    return {"degraded": failed, "pendingAgents": [], "providers": providers}
+    degraded = bool(runtime.catalog.default_fault) or any(each.state == "failed" for each in providers)
+    return {"degraded": degraded, "pendingAgents": [], "providers": providers}
 
 
 def model_tags(runtime: Runtime, agent: AgentProfile) -> dict[ModelRef, list[str]]:

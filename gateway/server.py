@@ -5,12 +5,14 @@ the runtime drain while finals still reach them, and closes them with 1012.
 """
 
 from collections.abc import AsyncGenerator, Generator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from errno import EADDRINUSE
+from socket import socket as Socket
 
 import trio
 from msgspec.structs import replace
 
+from triops.agents.sockets import with_raw
 from triops.gateway import handlers
 from triops.gateway.connection import Connection, serve_websocket
 from triops.gateway.door import Caller, caller_of
@@ -25,6 +27,7 @@ from triops.gateway.services import Services
 from triops.gateway.transport import Broken, Transport
 from triops.runtime.boundaries import contain
 from triops.runtime.compose import Runtime
+from triops.runtime.events import RunDelta, RunEnded, RunTool
 from triops.runtime.runs.state import RunState
 
 HEALTH_EVERY = 60.0  # seconds
@@ -97,17 +100,18 @@ class Gateway:
         except OSError:
             await trio.aclose_forcefully(stream)
             return
-        await self.serve_client(stream, address)
+        await self.serve_client(*with_raw(stream), address=address)
 
-    async def serve_client(self, stream: trio.abc.HalfCloseableStream, address: str) -> None:
-        """One client over any stream, as if its socket's peer were `address`."""
-        transport = Transport(stream)
-        with contain(self.services.log, "a connection failed by our own fault"):
-            try:
+    async def serve_client(
+        self, stream: trio.abc.HalfCloseableStream, raw: Socket | None = None, *, address: str
+    ) -> None:
+        """One client over any stream, as if its socket's peer were `address`; `raw` is the socket under it."""
+        transport = Transport(stream, raw)
+        try:
+            with contain(self.services.log, "a connection failed by our own fault"), suppress(*Broken):  # it left
                 await self._serve(transport, address)
-            except Broken:
-                pass  # it left
-        await trio.aclose_forcefully(transport)
+        finally:
+            await trio.aclose_forcefully(transport)
 
     async def _serve(self, transport: Transport, address: str) -> None:
         try:
@@ -271,7 +275,7 @@ async def open_gateway(
     services.listening = [_address(*listener.socket.getsockname()[:2]) for listener in listeners]
     services.door.port = port = listeners[0].socket.getsockname()[1]
     gateway.url = f"http://{_address({'0.0.0.0': '127.0.0.1', '::': '::1'}.get(host, host), port)}"
-    with runtime.bus.subscribe(services.feeds.hear):
+    with runtime.bus.subscribe(services.feeds.hear, RunDelta, RunTool, RunEnded):
         async with trio.open_nursery() as nursery:
             await nursery.start(gateway.serve, listeners, name="gateway")
             try:

@@ -13,7 +13,7 @@ from triops.runtime.logs import Log
 
 
 class contain:  # a class, because a generator costs thrice as much on every event
-    """Let no `Exception` out of the block: log it as `what`, and tell `failed` (sync) about it.
+    """Let no `Exception` out of the block: log it as `what`, and tell `failed` (sync) about it. May be entered again.
 
     Used at the five boundaries: connection, request, run, tool call, plugin hook.
     """

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -9,7 +10,7 @@ from triops.runtime.boundaries import contain
 from triops.runtime.events import RuntimeEvent
 from triops.runtime.logs import Log
 
-Deliver = Callable[[RuntimeEvent], None]
+E = TypeVar("E", bound=RuntimeEvent)
 
 
 class BusStatistics(msgspec.Struct, frozen=True):
@@ -25,24 +26,37 @@ class Bus:
     """
 
     def __init__(self, log: Log) -> None:
-        self._log = log
-        self._listeners: list[Deliver] = []
+        self._contained = contain(log, "a bus listener failed")
+        self._listeners: list[tuple[Callable[[Any], None], tuple[type, ...]]] = []
+        self._of_kind: dict[type, tuple[Callable[[Any], None], ...]] = {}
+        """Made of the listeners when the first event of a kind comes, and anew when they change."""
         self._published = 0
 
     @contextmanager
-    def subscribe(self, deliver: Deliver) -> Generator[None]:
-        """Hear every event published inside the block. A listener that raises is logged and goes on listening."""
-        self._listeners.append(deliver)
+    def subscribe(self, deliver: Callable[[E], None], *kinds: type[E]) -> Generator[None]:
+        """Hear every event published inside the block, or those of `kinds`.
+
+        A listener that raises is logged and goes on listening.
+        """
+        listener = deliver, kinds
+        self._listeners.append(listener)
+        self._of_kind.clear()
         try:
             yield
         finally:
-            self._listeners.remove(deliver)
+            self._listeners.remove(listener)
+            self._of_kind.clear()
 
     def publish(self, event: RuntimeEvent) -> None:
         """Tell everybody, now."""
         self._published += 1
-        for deliver in tuple(self._listeners):
-            with contain(self._log, "a bus listener failed"):
+        kind = type(event)
+        hearing = self._of_kind.get(kind)
+        if hearing is None:
+            hearing = tuple(deliver for deliver, kinds in self._listeners if not kinds or kind in kinds)
+            self._of_kind[kind] = hearing
+        for deliver in hearing:
+            with self._contained:
                 deliver(event)
 
     def statistics(self) -> BusStatistics:

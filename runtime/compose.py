@@ -21,6 +21,7 @@ from triops.runtime.config_file import LoadedConfig
 from triops.runtime.cron.heartbeat import Heartbeat
 from triops.runtime.cron.scheduler import CronScheduler, open_scheduler
 from triops.runtime.deliveries import Deliveries
+from triops.runtime.events import RunEnded
 from triops.runtime.logs import Log, LogFile
 from triops.runtime.models import ModelCatalog, ProviderEntry
 from triops.runtime.paths import Paths
@@ -82,6 +83,8 @@ class Runtime:
         self.gateway_secret = secret
         """What clients prove themselves with; None with auth mode `none`."""
         self.agents: Mapping[str, AgentProfile] = profiles(loaded.config)
+        self.watcher: ConfigWatcher | None = None
+        """Of the configuration file, if that is watched."""
 
     async def reconfigure(self, loaded: LoadedConfig, catalog: ModelCatalog) -> None:
         """Go on with another configuration, whose models are those of `catalog`."""
@@ -165,7 +168,7 @@ async def open_runtime(
             log=log.bind("turn"),
         )
         deliveries = Deliveries(log)
-        stack.enter_context(bus.subscribe(deliveries.hear))
+        stack.enter_context(bus.subscribe(deliveries.hear, RunEnded))
         lanes = Lanes(cap=config.messages.queue.cap, main=config.agents.defaults.max_concurrent)
         runs = await stack.enter_async_context(
             open_supervisor(
@@ -216,7 +219,9 @@ async def open_runtime(
             await runtime.reconfigure(loaded, catalog_of(loaded))
 
         if watched is not None:
-            watcher = ConfigWatcher(loaded, paths, watched, apply=apply, in_thread=in_thread, log=log.bind("config"))
+            watcher = runtime.watcher = ConfigWatcher(
+                loaded, paths, watched, apply=apply, in_thread=in_thread, log=log.bind("config")
+            )
             services.start_soon(_service, "config watcher", watcher.run, log, name="config watcher")
         yield runtime
 

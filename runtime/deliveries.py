@@ -8,7 +8,7 @@ import trio
 
 from triops.runtime.boundaries import contain
 from triops.runtime.errors import RuntimeFault
-from triops.runtime.events import RunEnded, RuntimeEvent
+from triops.runtime.events import RunEnded
 from triops.runtime.logs import Log
 from triops.runtime.runs.state import Delivery, RunState, Terminal
 
@@ -21,9 +21,9 @@ class Deliveries:
         self._waiting: list[tuple[str, Delivery, str]] = []
         self._bell = trio.Event()
 
-    def hear(self, event: RuntimeEvent) -> None:
+    def hear(self, event: RunEnded) -> None:
         """A listener of the bus."""
-        if isinstance(event, RunEnded) and (delivery := event.run.delivery) and (text := told(event.terminal)):
+        if (delivery := event.run.delivery) and (text := told(event.terminal)):
             self._waiting.append((event.run.run_id, delivery, f"{delivery.name}: {text}"))
             self._bell.set()
 

@@ -96,6 +96,7 @@ class ModelCatalog:
         self.default = default
         """`provider/model` or alias for who names none; the warm-up fills it in when nothing is configured."""
         self.default_why = "configured" if default else ""
+        self._missing: tuple[str | None, str] = (None, "")
 
     def served_by(self, ask: Ask) -> None:
         """Say who runs the hooks."""
@@ -127,6 +128,12 @@ class ModelCatalog:
 
     def aliases_of(self, ref: ModelRef) -> str | None:
         return next((alias for alias, target in self._aliases.items() if target == str(ref)), None)
+
+    @property
+    def default_fault(self) -> str:
+        """Why the default model is not to be had; empty while it is known, or nobody looked it up yet."""
+        name, reason = self._missing
+        return reason if name is not None and name == self.default and self.find(name) is None else ""
 
     def models(self) -> list[ModelInfo]:
         """Every known model: configured order first, then as discovered."""
@@ -230,6 +237,10 @@ class ModelCatalog:
             kind=kind,
             transient=transient,
         )
+
+    def miss_default(self, reason: str) -> None:
+        """The default model was looked up, and not found."""
+        self._missing = (self.default, reason)
 
     def choose_default(self, name: str, why: str) -> None:
         """What to use when nobody says."""

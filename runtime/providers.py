@@ -4,7 +4,7 @@ In this order they are preferred when nobody chose a model. Nothing is asked her
 """
 
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -64,40 +64,36 @@ async def open_catalogs(
 ) -> AsyncGenerator[Callable[[LoadedConfig], ModelCatalog]]:
     """What makes the catalogue of a configuration, whose models are served until the block ends.
 
-    A provider of which a configuration says the same as the one before stays what it was. `providers` replace all.
+    A provider of which a configuration says the same as the one before stays what it was, with its connections, unless
+    the way to all of them is another one. `providers` replace all.
     """
     async with AsyncExitStack() as stack:
         embedded = await _embedded(stack, paths) if providers is None else None
-        before: tuple[LoadedConfig, dict[str, ProviderEntry]] | None = None
+        client = stack.enter_context(ExitStack())
+        http: HttpClient | None = None
+        reached: tuple[Any, ...] = ()
+        were: Mapping[str, ProviderConfig] = {}
+        entries: dict[str, ProviderEntry] = {}
 
         def catalog_of(loaded: LoadedConfig) -> ModelCatalog:
-            nonlocal before
+            nonlocal http, reached, were, entries
             config = loaded.config
             if providers is not None:
                 return _catalog(config, providers)
-            patience, trust = config.models.patience_seconds, _trusts(config, paths.config.parent)
-            http = HttpClient(patience=patience, environ=loaded.environ, trust=trust)
-            stack.push_async_callback(_close, http)
+            way = config.models.patience_seconds, loaded.environ, _trusts(config, paths.config.parent)
+            if http is None or way != reached:
+                client.close()
+                http = client.enter_context(closing(HttpClient(patience=way[0], environ=way[1], trust=way[2])))
+                reached, entries = way, {}
             found = provider_entries(config, loaded.environ, http=http, embedded=embedded, redactor=redactor)
-            if before is not None and _reached_alike(before[0], loaded):
-                old, were, are = before[1], before[0].config.models.providers, config.models.providers
-                found = [
-                    old.get(e.provider.id, e) if were.get(e.provider.id) == are.get(e.provider.id) else e for e in found
-                ]
-            before = loaded, {entry.provider.id: entry for entry in found}
+            are, old = config.models.providers, entries
+            found = [
+                old.get(e.provider.id, e) if were.get(e.provider.id) == are.get(e.provider.id) else e for e in found
+            ]
+            were, entries = are, {entry.provider.id: entry for entry in found}
             return _catalog(config, tuple(found))
 
         yield catalog_of
-
-
-def _reached_alike(one: LoadedConfig, other: LoadedConfig) -> bool:
-    models, others = one.config.models, other.config.models
-    return one.environ == other.environ and models.patience_seconds == others.patience_seconds
-
-
-async def _close(http: HttpClient) -> None:
-    with trio.move_on_after(2, shield=True):
-        await http.aclose()
 
 
 async def _embedded(stack: AsyncExitStack, paths: Paths) -> Provider:

@@ -77,6 +77,8 @@ class ConfigWatcher:
         self._apply = apply
         self._in_thread = in_thread
         self._log = log
+        self.pending = ""
+        """What of the file the process does not do, for people: its faults, or what waits for a restart."""
 
     async def run(self) -> NoReturn:
         """Watch, until cancelled."""
@@ -102,20 +104,23 @@ class ConfigWatcher:
             loaded = await self._in_thread(lambda: load_config(self._paths, self._environ))
         except ConfigError as error:
             faults = "; ".join(map(str, error.faults))
+            self.pending = f"the changed file cannot be used, the old one holds: {faults}"
             self._log.error(
                 "the changed configuration cannot be used, the old one holds", path=self._paths.config, faults=faults
             )
             return
+        held = taken_up(self._held, loaded.config)
+        later = ", ".join(differences(held, loaded.config))
+        self.pending = later and f"these wait for a restart of the gateway: {later}"
         if loaded.hash == self._loaded.hash:
             return
         for notice in loaded.warnings:
             if notice not in self._loaded.warnings:
                 self._log.warning(notice.message, path=notice.path)
-        held = taken_up(self._held, loaded.config)
         changed = list(differences(self._held, held))
         self._loaded, self._held = loaded, held
         await self._apply(replace(loaded, config=held))
         if changed:
             self._log.info("the configuration was taken up", changed=", ".join(changed))
-        if later := ", ".join(differences(held, loaded.config)):
+        if later:
             self._log.warning("what changed here needs a restart of the gateway", path=later)

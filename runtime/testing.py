@@ -69,7 +69,7 @@ class InlineStore:
 
     async def write(self, work: Transaction[T], *, then: Callable[[T], None] | None = None) -> T:
         """As `Store.write`."""
-        waiter = Waiter[T](then)
+        waiter: Waiter[T] = Waiter(then)
         self.submit(work, waiter.settle)
         return await waiter.wait()
 
@@ -145,7 +145,7 @@ class FaultyStore:
 
     async def write(self, work: Transaction[T], *, then: Callable[[T], None] | None = None) -> T:
         """As `Store.write`."""
-        waiter = Waiter[T](then)
+        waiter: Waiter[T] = Waiter(then)
         self.submit(work, waiter.settle)
         return await waiter.wait()
 

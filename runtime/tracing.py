@@ -13,7 +13,7 @@ import trio
 from triops.runtime.bus import Bus
 from triops.runtime.clock import Clock
 from triops.runtime.config import OtelConfig
-from triops.runtime.events import RunEnded, RuntimeEvent
+from triops.runtime.events import RunEnded
 from triops.runtime.logs import Log
 from triops.runtime.runs.state import RunState
 
@@ -32,7 +32,7 @@ async def open_tracing(config: OtelConfig, bus: Bus, clock: Clock, log: Log) -> 
         yield
         return
     try:
-        with bus.subscribe(turn_spans(provider.get_tracer("triops"), clock)):
+        with bus.subscribe(turn_spans(provider.get_tracer("triops"), clock), RunEnded):
             yield
     finally:
         with trio.move_on_after(FLUSH, shield=True):
@@ -56,12 +56,12 @@ def _provider(config: OtelConfig, log: Log) -> "TracerProvider | None":
     return provider
 
 
-def turn_spans(tracer: "Tracer", clock: Clock) -> Callable[[RuntimeEvent], None]:
+def turn_spans(tracer: "Tracer", clock: Clock) -> Callable[[RunEnded], None]:
     """A listener of the bus that makes the spans of each turn that ends."""
     from opentelemetry.trace import StatusCode, set_span_in_context
 
-    def hear(event: RuntimeEvent) -> None:
-        if not isinstance(event, RunEnded) or event.phases is None:
+    def hear(event: RunEnded) -> None:
+        if event.phases is None:
             return
         run, terminal, stays = event.run, event.terminal, event.phases.spans()
         offset = clock() / 1000 - stays[-1][2]  # from Trio's clock to the wall's

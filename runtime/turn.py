@@ -11,10 +11,11 @@ import trio
 
 from triops.agents.compaction import COMPACTION, SUMMARY, divide, summary_request
 from triops.agents.errors import ContextOverflow, ErrorKind, LimitReached, ProviderError
+from triops.agents.events import Waiting
 from triops.agents.loop import Turn as LoopTurn
 from triops.agents.loop import run_turn
 from triops.agents.messages import AssistantMessage, Message, SystemMessage, UserMessage
-from triops.agents.model import Done, ModelInfo, ModelRequest, Provider
+from triops.agents.model import Done, ModelInfo, ModelRequest, Provider, RetryNotice
 from triops.agents.transcript import fit, settle
 from triops.runtime.bus import Bus
 from triops.runtime.clock import Clock
@@ -193,8 +194,8 @@ class ChatTurn:
         completed = False
         try:
             with trio.fail_after(SUMMARY_DEADLINE):
-                words = await self._said(provider, summary_request(model, messages[:at], budget))
-            summary = SystemMessage(SUMMARY + words, self._clock(), source=COMPACTION)
+                said = await self._said(provider, summary_request(model, messages[:at], budget))
+            summary = SystemMessage(SUMMARY + said.text.strip(), self._clock(), source=COMPACTION, usage=said.usage)
             kept = sum(isinstance(message, inputs) for message in messages[at:own])
             assert run.past is not None and run.message_seq is not None
             await desk.compact(summary, run.past.inputs[-kept] if kept else run.message_seq)
@@ -203,7 +204,8 @@ class ChatTurn:
         except (ProviderError, trio.TooSlowError) as error:
             if isinstance(error, trio.TooSlowError):
                 self._slow.add(run.session.session_id)
-            reason = str(error) or f"no summary within {SUMMARY_DEADLINE:.0f} s"
+            reason = str(error) or f"{model.ref} gave no summary within {SUMMARY_DEADLINE:.0f} s"
+            progress.emit(Waiting(f"{reason}; the oldest messages are left out"))
             self._log.warning(
                 "a conversation was not summarised, what is oldest is left out", run=run.id, reason=reason
             )
@@ -211,17 +213,26 @@ class ChatTurn:
         finally:
             progress.compaction("end", completed, retry)
 
-    async def _said(self, provider: Provider, request: ModelRequest) -> str:
+    async def _said(self, provider: Provider, request: ModelRequest) -> AssistantMessage:
         message: AssistantMessage | None = None
+        emit = self._progress.emit
+
+        def late(words: str) -> None:
+            emit(Waiting(words))
+
+        request = msgspec.structs.replace(request, late=late)
         async with provider.stream(request) as batches:
             async for batch in batches:
-                if isinstance(batch[-1], Done):
-                    message = batch[-1].message
+                for event in batch:
+                    if isinstance(event, RetryNotice):
+                        emit(event)
+                    elif isinstance(event, Done):
+                        message = event.message
         if message is not None and message.usage is not None:
             self._spend.add(message.usage, self._progress.spent)
         if message is None or not message.text.strip():
             raise ProviderError("empty_response", f"{request.model.ref} said nothing")
-        return message.text.strip()
+        return message
 
     # -- how it ends ---------------------------------------------------------------------------------------------------
 

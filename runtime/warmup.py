@@ -192,6 +192,8 @@ class Warmup:
         if not chosen:
             await self._warm_default()
         for name in self._catalog.named:
+            if name == self._catalog.default:
+                continue
             try:
                 await self._catalog.resolve(name)
             except Exception as error:  # noqa: BLE001 - the plugin boundary
@@ -325,9 +327,12 @@ class Warmup:
             self._unwarmed = None
         except Exception as error:  # noqa: BLE001 - the plugin boundary
             slow = f"not warm within {WARM_DEADLINE:.0f} s"
+            reason = slow if isinstance(error, trio.TooSlowError) else str(error) or type(error).__name__
             if self._warming is not None:
                 self._settle(self._warming, start, error, slow)
-            reason = slow if isinstance(error, trio.TooSlowError) else str(error) or type(error).__name__
+            else:
+                self._catalog.miss_default(reason)
+                self._bus.publish(ModelsChanged(self._clock()))
             if self._unwarmed is None:
                 self._log.warning("the default model could not be warmed", model=name, reason=reason)
             self._unwarmed = self._warming or ""
@@ -349,6 +354,10 @@ class Warmup:
 
     async def _find(self, question: _Question, ref: ModelRef) -> None:
         """Let the provider's list arrive, then ask its hook. A hook that fails says that it does not have the model."""
+        if self._catalog.state(ref.provider) is None:  # a change of the configuration dropped it meanwhile
+            question.answered = True
+            self._settled(question)
+            return
         start = trio.current_time()
         try:
             with trio.move_on_after(ASK_DEADLINE):

@@ -1,7 +1,7 @@
 """What `triops.testing` gives, used as its users do: from that face alone."""
 
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -173,7 +173,7 @@ async def server() -> AsyncGenerator[ModelServer]:
 
 @pytest.fixture
 async def http() -> AsyncGenerator[HttpClient]:
-    async with aclosing(HttpClient()) as http:
+    with closing(HttpClient()) as http:
         yield http
 
 

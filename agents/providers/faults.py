@@ -16,7 +16,16 @@ from triops.agents.errors import ContextOverflow, ErrorKind, ProviderError
 NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """All that decoding bytes which are not JSON can raise."""
 
-_ADVICE: dict[ErrorKind, str] = {"model_not_found": "check the model's id and baseUrl"}
+_LATER = "try again later, or another model"
+_ADVICE: dict[ErrorKind, str] = {
+    "model_not_found": "check the model's id and baseUrl",
+    "server_error": f"the fault is the provider's: {_LATER}",
+    "overloaded": _LATER,
+}
+_LOCAL_ADVICE: dict[ErrorKind, str] = {
+    **_ADVICE,
+    "server_error": "that server's log says more; is there memory enough for this model?",
+}
 _STATUSES: dict[int, tuple[ErrorKind, str]] = {
     400: ("format", "request refused as malformed"),
     401: ("auth", "not authorised"),
@@ -84,11 +93,15 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
 
 
 class Faults:
-    """Makes the errors of one request: knows who was asked, what must not be repeated, and where the key can be set."""
+    """Makes the errors of one request: knows who was asked, what must not be repeated, and where the key can be set.
 
-    def __init__(self, asked: str, secrets: Iterable[str] = (), key_hint: str = "") -> None:
+    What a `local` server says of its failure is shown to people in its own words.
+    """
+
+    def __init__(self, asked: str, secrets: Iterable[str] = (), key_hint: str = "", *, local: bool = False) -> None:
         self._asked = asked
         self._secrets = tuple(secrets)
+        self._local = local
         self._key_hint = key_hint or "check the key or login of this provider"
 
     def answer(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
@@ -118,7 +131,7 @@ class Faults:
         )
 
     def empty(self, *, retryable: bool) -> ProviderError:
-        return ProviderError("empty_response", f"{self._asked} answered with no content", retryable=retryable)
+        return ProviderError("empty_response", f"{self._asked} answered with no content; {_LATER}", retryable=retryable)
 
     def _fault(
         self, status: int, text: str, where: str, *, http_status: int | None = None, wait: float | None = None
@@ -141,14 +154,18 @@ class Faults:
             kind, phrase = _STATUSES[402]
         elif kind == "format" and _NO_MODEL.search(text):
             kind, phrase = _STATUSES[404]
-        advice = self._key_hint if kind == "auth" else _ADVICE.get(kind)
+        advice = self._key_hint if kind == "auth" else (_LOCAL_ADVICE if self._local else _ADVICE).get(kind)
         if kind == "format" and _NO_TOOLS.search(text):
             advice = (
                 "set compat.supportsTools of this model to false, or start its server with tools (llama.cpp: --jinja)"
             )
         if wait and kind in _RETRYABLE:
             advice = f"it asks to wait {wait:g} s"
-        message = f"{self._asked} request failed ({phrase}, {where})" + (f"; {advice}" if advice else "")
+        message = f"{self._asked} request failed ({phrase}, {where})"
+        if self._local and detail:
+            message += f"; it says: {detail[:300].rstrip('.')}"
+        if advice:
+            message += f"; {advice}"
         return ProviderError(
             kind, message, retryable=kind in _RETRYABLE, retry_after=wait, status=http_status, detail=detail
         )

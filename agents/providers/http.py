@@ -8,8 +8,9 @@ import ipaddress
 import re
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
+from socket import socket as Socket
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -20,6 +21,7 @@ import trio
 from triops.agents.errors import ProviderError
 from triops.agents.providers.faults import NOT_JSON, Faults
 from triops.agents.providers.routes import Proxy, Target, Trust, open_tunnel, proxy_of, target_of, tls_context
+from triops.agents.sockets import send_now, with_raw
 
 CONNECT_LIMIT = 10.0
 """Seconds, for a TCP connection and for its TLS handshake each."""
@@ -42,14 +44,13 @@ _Tell = Callable[[], None]
 _Late = Callable[[str], object]
 
 
-def default_idle(url: str) -> float:
-    """How long to bear silence from `url`, where nobody said: `LOCAL_IDLE` for a private address, else `CLOUD_IDLE`."""
+def is_local(url: str) -> bool:
+    """Whether `url` leads to the user's own machine or network, as far as it tells by itself."""
     host = urlsplit(url).hostname or ""
     try:
-        local = ipaddress.ip_address(host).is_private
+        return ipaddress.ip_address(host).is_private
     except ValueError:
-        local = "." not in host or host.endswith((".local", ".lan", ".internal"))
-    return LOCAL_IDLE if local else CLOUD_IDLE
+        return "." not in host or host.endswith((".local", ".lan", ".internal"))
 
 
 class Response:
@@ -79,7 +80,7 @@ class HttpClient:
 
     With `uds` every request goes to that Unix socket, whatever host its URL names. `patience` stands for `PATIENCE`.
     `environ` names proxies and certificates, `trust` what else to believe of a server, by the `host:port` of its URL.
-    Opens nothing before the first request; `aclose` closes what is kept.
+    Opens nothing before the first request; `close` closes what is kept.
     """
 
     def __init__(
@@ -153,14 +154,13 @@ class HttpClient:
         except NOT_JSON as error:
             raise faults.garbled("something that is not JSON", answer) from error
 
-    async def aclose(self) -> None:
-        """Close unused connections. One that is still in use is closed by its own block."""
+    def close(self) -> None:
+        """Close unused connections; from now on each is closed by its own block."""
         self._closed = True
         for connections in self._kept.values():
             for connection in connections:
                 connection.close()
         self._kept.clear()
-        await trio.lowlevel.checkpoint()
 
     def _take(self, target: Target) -> "_Connection | None":
         kept = self._kept.get(target.origin, [])
@@ -194,7 +194,8 @@ class HttpClient:
         except OSError as error:
             raise _unreachable(name, "connection", "refused or no route") from error
         if not target.secure or self._uds:
-            return _Connection(stream, stream, target, self.patience, proxy)
+            stream, raw = with_raw(stream)
+            return _Connection(stream, stream, target, self.patience, proxy, raw)
         try:
             if proxy is not None:
                 with trio.fail_after(CONNECT_LIMIT):
@@ -235,11 +236,13 @@ class _Connection:
         target: Target,
         patience: float,
         proxy: Proxy | None = None,
+        raw: Socket | None = None,
     ) -> None:
         self.name = target.name
         self.origin = target.origin
         self.expires = 0.0
         self._socket = socket.socket
+        self._raw = raw
         self._stream = stream
         self._wire = h11.Connection(h11.CLIENT)
         self._ended = False
@@ -287,11 +290,18 @@ class _Connection:
         path = target.path
         if self._proxy is not None:
             path, headers = f"http://{target.name}{path}", {**headers, **self._proxy.headers}
-        request = send(h11.Request(method=method, target=path, headers=target.head(headers, body))) or b""
+        head: h11.Request | None = None
+        with suppress(h11.LocalProtocolError, UnicodeEncodeError):  # which repeat what is wrong, and it may be a key
+            head = h11.Request(method=method, target=path, headers=target.head(headers, body))
+        if head is None:
+            raise ProviderError("format", "a header or the API key holds characters that HTTP does not allow")
+        request = send(head) or b""
         request += (send(h11.Data(data=body)) or b"") + (send(h11.EndOfMessage()) or b"")
+        now = send_now(self._raw, request) if self._raw is not None else 0
         try:
-            with trio.fail_after(idle):
-                await self._stream.send_all(request)
+            if now < len(request):
+                with trio.fail_after(idle):
+                    await self._stream.send_all(request[now:])
         except trio.TooSlowError:
             raise _silent(self.name, idle) from None
         except trio.BrokenResourceError:

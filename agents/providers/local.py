@@ -10,8 +10,9 @@ import secrets
 import subprocess
 import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import IO, Any
 
@@ -66,7 +67,7 @@ class LocalProvider:
         self._socket_folder = socket_folder
         self._idle_unload = idle_unload
         self._engines: dict[str, _Engine] = {}
-        self._starting = trio.Lock()
+        self._starting: defaultdict[str, trio.Lock] = defaultdict(trio.Lock)
 
     @property
     def rest(self) -> str:
@@ -129,7 +130,7 @@ class LocalProvider:
         return files
 
     async def _claim(self, model_id: str) -> "_Engine":
-        async with self._starting:
+        async with self._starting[model_id]:
             engine = self._engines.get(model_id)
             if engine is None or engine.is_over():
                 path = self._files().get(model_id)
@@ -157,7 +158,7 @@ class LocalProvider:
             try:
                 address = await _start(process, key, model.stem, stderr)
                 base_url = f"{address.get('url', 'http://localhost')}/v1"
-                async with aclosing(HttpClient(uds=address.get("socket"))) as http:
+                with closing(HttpClient(uds=address.get("socket"))) as http:
                     client = OpenAICompletionsProvider(id=self.id, base_url=base_url, api_key=key, http=http)
                     engine = _Engine(process, client, self._idle_unload)
                     task_status.started(engine)

@@ -15,7 +15,7 @@ from triops.agents.errors import ErrorKind, ProviderError
 from triops.agents.model import Done, ModelInfo, ModelRef, ModelRequest, ProviderEvent, RetryNotice
 from triops.agents.providers.draft import Draft
 from triops.agents.providers.faults import NOT_JSON, Faults
-from triops.agents.providers.http import HttpClient, Response, default_idle
+from triops.agents.providers.http import CLOUD_IDLE, LOCAL_IDLE, HttpClient, Response, is_local
 from triops.agents.providers.memo import Memo
 from triops.agents.providers.sse import SseParser
 
@@ -26,7 +26,10 @@ RETRY_AFTER_LIMIT = 8.0
 LIFE_LIMIT = 600.0
 """Seconds in which a stream may give mere signs of life: comments, halves of events."""
 COOLING: dict[ErrorKind, float] = {"auth": 60.0, "billing": 600.0, "rate_limit": 30.0}
-"""Seconds in which a credential that failed so is not asked again while another model can answer."""
+"""Seconds in which a credential that failed so, or a model that is busy for it, is not asked again while another model
+can answer."""
+COOLING_LIMIT = 300.0
+"""Seconds that a provider may lengthen that to."""
 GATHER = 0.01
 """Seconds in which what a quick stream sends is gathered: to wake for each of its chunks costs more than to read it."""
 QUICK, QUICK_READS = 0.0025, 8
@@ -117,9 +120,10 @@ class HttpProvider:
         self.id = id
         self.base_url = base_url.rstrip("/")
         self.http = http
-        self.idle = default_idle(base_url) if idle is None else idle
-        self.cooling: tuple[int, float, ProviderError] | None = None
-        """What stands for the credential that failed last, until when it cools, and how it failed."""
+        self.local = is_local(base_url)
+        self.idle = (LOCAL_IDLE if self.local else CLOUD_IDLE) if idle is None else idle
+        self.cooling: dict[tuple[int, str], tuple[float, ProviderError]] = {}
+        """What is not to be asked: what stands for a credential, and the model, "" for all; until when, and why."""
         self.now = now
         self.memo = Memo()
         self._secrets = secrets
@@ -130,15 +134,23 @@ class HttpProvider:
         """The headers of one request, and the maker of its errors, which knows what is secret among them."""
         headers = await self._secrets()
         hidden = [secret for value in headers.values() if len(secret := value.removeprefix("Bearer ")) > 3]
-        return {"user-agent": "triops", **headers}, Faults(asked, hidden, self._key_hint)
+        return {"user-agent": "triops", **headers}, Faults(asked, hidden, self._key_hint, local=self.local)
 
     async def check_cool(self, request: ModelRequest) -> None:
-        """Raises, as it failed before, the credential's failure if it cools and another model can answer."""
-        if request.has_other and self.cooling is not None:
-            failed, until, failure = self.cooling
-            headers, _ = await self.sign(str(request.model.ref))
-            if failed == _stand_in(headers) and trio.current_time() < until:
-                raise failure.with_traceback(None)
+        """Raises what the credential or its model failed with before, if that cools and another model can answer."""
+        if request.has_other and self.cooling:
+            ref, now = request.model.ref, trio.current_time()
+            self.cooling = {key: found for key, found in self.cooling.items() if now < found[0]}
+            credential = _stand_in((await self.sign(str(ref)))[0])
+            for model in ("", ref.model):
+                if found := self.cooling.get((credential, model)):
+                    until, why = found
+                    raise ProviderError(
+                        why.kind,
+                        f"{ref} was not asked, which it is again in {max(1, until - now):.0f} s: {why}",
+                        status=why.status,
+                        detail=why.detail,
+                    )
 
     def stream(self, request: ModelRequest) -> "EventStream":
         # In the caller's own task: a second one with a channel costs three more task steps a read.
@@ -221,10 +233,13 @@ async def _ask(
         if response.status != 200 or _document_type(response):
             failure = await _refusal(response, faults)
             if failure.kind in COOLING:
-                wait = max(COOLING[failure.kind], failure.retry_after or 0)
-                provider.cooling = credential, trio.current_time() + wait, failure
+                wait = max(COOLING[failure.kind], min(failure.retry_after or 0, COOLING_LIMIT))
+                what = request.model.ref.model if failure.kind == "rate_limit" else ""
+                provider.cooling[credential, what] = trio.current_time() + wait, failure
             raise failure
-        provider.cooling = None
+        if provider.cooling:
+            for model in ("", request.model.ref.model):
+                provider.cooling.pop((credential, model), None)
         parser, life = provider.dialect.parser(draft), max(LIFE_LIMIT, provider.idle)
         async with aclosing(_batches(response, parser, faults, life)) as batches:
             yield batches

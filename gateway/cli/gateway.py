@@ -135,15 +135,19 @@ def status(gateway: Gateway) -> int:
         return Exit.FAILED
     address = gateway.url.partition("//")[2]
     about: dict[str, Any] = {"probeTarget": f"ws://{address}"}
+    pending = ""
     try:
         told = gateway.call("status", {})
         ran, probe, listening = f"running (pid {told['pid']})", "ok", ", ".join(told["listening"])
         about |= {"listening": listening, "pid": told["pid"], "version": told["runtimeVersion"], "rpc": {"ok": True}}
+        if pending := told.get("configPending", ""):
+            about["configPending"] = pending
     except Failure as failure:
         found = None if gateway.is_named else gateway.discovery
         ran, probe, listening = f"running (pid {found.pid})" if found else "unknown", f"failed ({failure.message})", ""
         about |= {"rpc": {"ok": False, "error": failure.message}}
     lines = [f"Runtime: {ran}", f"Listening: {listening}", f"Probe target: ws://{address}", f"RPC probe: {probe}"]
+    lines += [f"Configuration: {pending}"] if pending else []
     show({"running": ran != "unknown", **about}, "\n".join(line for line in lines if line != "Listening: "))
     return Exit.OK if probe == "ok" else Exit.FAILED
 

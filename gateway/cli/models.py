@@ -78,7 +78,8 @@ def _show_status(gateway: Gateway) -> None:
         )
         for each in models["providers"]
     ]
-    lines = [f"Default: {models['default']} ({models['why']})" if models["default"] else "Default: none found"]
+    why = models.get("fault") or models["why"]
+    lines = [f"Default: {models['default']} ({why})" if models["default"] else "Default: none found"]
     lines += [f"Fallbacks: {', '.join(fallbacks)}"] if fallbacks else []
     lines += ["", table(rows, "PROVIDER", "STATE", "MODELS", "AUTH", "WHY")] if rows else []
     show({**models, "fallbacks": fallbacks, "auth": list(auth.values())}, "\n".join(lines))
@@ -91,7 +92,8 @@ def _show_status(gateway: Gateway) -> None:
 def set_(model: str, agent: str | None) -> None:
     """Use MODEL (provider/model or alias) from now on; its fallbacks stay."""
     gateway = Gateway()
-    _warn_of(gateway, model)
+    if agent or "/" not in model or gateway.discovery is not None:  # else whoever reads the file says it
+        _warn_of(gateway, model)
 
     def change(holder: dict[str, Any]) -> None:
         if isinstance(holder.get("model"), dict):
@@ -181,8 +183,20 @@ def _no_agent(agent: str) -> Failure:
 
 
 def _warn_of(gateway: Gateway, model: str) -> None:
-    """Say if the gateway that runs does not know a model; a provider's hook may know it all the same."""
+    """Say if the gateway that runs does not know a model, or without one if the configuration knows no such provider or
+    alias; a provider's hook may know it all the same."""
     if gateway.discovery is None:
+        from triops.agents.providers import plugins
+        from triops.runtime.endpoints import ENDPOINTS
+
+        config = gateway.load_configuration().config
+        known = {setting.alias.lower() for setting in config.agents.defaults.models.values() if setting.alias}
+        known |= {each.id.lower() for provider in config.models.providers.values() for each in provider.models}
+        id, slash, name = model.partition("/")
+        others = {*ENDPOINTS, *plugins(), "local"} if config.models.mode != "replace" else set[str]()
+        if model.lower() not in known and not (slash and name and id in others | {*config.models.providers}):
+            what = f"no provider {id!r} in models.providers" if slash else "no alias of that name"
+            show_warnings([f"{model} is unknown: there is {what}; write provider/model or an alias"])
         return
     rows = gateway.call("models.list", {})["models"]
     known = [name for row in rows for name in (model_ref(row), row.get("alias"), row["id"]) if name]
@@ -201,7 +215,7 @@ def add(what: str, name: str | None, sha256: str | None) -> None:
     """Add a model that runs on this machine, in the gateway's care: WHAT is `demo`, or a .gguf file's path or URL.
 
     `demo` is a small one to try everything with (130 MB to download). A download that was cut off is gone on with by
-    the same command.
+    the same command, where the server tells one version of the file from another.
     """
     if what == "demo":
         _add_demo()

@@ -65,7 +65,7 @@ async def _test(ref: str | None) -> dict[str, Any]:
                         found = await _ask(ref, catalog, warmup)
                     except ProviderError as error:
                         told = {"kind": error.kind, "status": error.status, "detail": error.detail}
-                        hint = f"It said: {error.detail}" if error.detail else ""
+                        hint = f"It said: {error.detail}" if error.detail and "; it says: " not in str(error) else ""
                         raise Failure(str(error), hint, error={"code": "MODEL_FAILED", **told}) from None
                     except RuntimeFault as error:
                         raise Failure(str(error), error={"code": "MODEL_NOT_FOUND"}) from None

@@ -42,7 +42,7 @@ def bring(source: str, target: Path, sha256: str | None) -> str:
     """Put what `source` is into `target`, and give back its SHA-256. A part that is there already is gone on with.
 
     Raises:
-        Failure: it cannot be had, or is not what it should be; the words say whether the same command goes on.
+        Failure: it cannot be had, or is not what it should be; the words say what the same command does then.
     """
     part = target.with_name(f"{target.name}.part")
     try:
@@ -55,7 +55,7 @@ def bring(source: str, target: Path, sha256: str | None) -> str:
     except URLError as error:
         raise Failure(f"{source} cannot be had: {error.reason}", "Check the address and the network.") from None
     except (OSError, HTTPException) as error:
-        again = "The same command goes on where it stopped." if is_url(source) and part.exists() else ""
+        again = _again(part) if is_url(source) and part.exists() else ""
         raise Failure(f"{source} could not be copied: {error or type(error).__name__}", again) from None
     problem = "" if magic == b"GGUF" else "is no GGUF file"
     if sha256 is not None and digest != sha256.lower():
@@ -71,7 +71,13 @@ def bring(source: str, target: Path, sha256: str | None) -> str:
 
 def _mark(part: Path) -> Path:
     """Where it is noted which version of a file a part belongs to."""
-    return part.with_suffix(".etag")
+    return part.with_suffix(".version")
+
+
+def _again(part: Path) -> str:
+    if _mark(part).exists():
+        return "The same command goes on where it stopped."
+    return "The same command begins anew: the server does not say which version of the file it has."
 
 
 def _copy(source: str, part: Path) -> str:
@@ -94,7 +100,7 @@ def _copy(source: str, part: Path) -> str:
         got = part.stat().st_size
         if total and got != total:
             words = f"the connection ended after {got} of {total} bytes"
-            raise Failure(words, "The same command goes on where it stopped.")
+            raise Failure(words, _again(part))
         return digest.hexdigest()
 
 
@@ -122,7 +128,8 @@ def _opened(source: str, part: Path) -> Generator[tuple[IO[bytes] | Any, int, in
         start = have if answer.status == 206 and answer.headers["Content-Range"].startswith(f"bytes {have}-") else 0
         if not start:
             mark.unlink(missing_ok=True)
-            if (version := answer.headers["ETag"]) and not version.startswith("W/"):
+            tag = answer.headers["ETag"] or "W/"
+            if version := answer.headers["Last-Modified"] if tag.startswith("W/") else tag:
                 mark.write_text(version, "utf-8")
         length = int(answer.headers["Content-Length"] or 0)
         yield answer, start, start + length if length else 0

@@ -101,7 +101,8 @@ async def _switch(call: Call, key: str, argument: str) -> str:
 def _model(call: Call, session: Session | None) -> str:
     catalog = call.services.runtime.catalog
     own = session.model if session is not None else None
-    return own or f"{catalog.default or 'none found yet'} (the default)"
+    why = catalog.default_fault
+    return own or f"{catalog.default or 'none found yet'} (the default{why and f'; {why}'})"
 
 
 async def _new(call: Call, key: str, argument: str) -> str:

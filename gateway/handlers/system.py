@@ -141,9 +141,11 @@ async def status(call: Call, params: StatusParams) -> dict[str, Any]:
         "ts": runtime.clock(),
         "uptimeMs": services.uptime_ms,
         "listening": services.listening,
+        "configPending": runtime.watcher.pending if runtime.watcher is not None else "",
         "models": {
             "default": runtime.catalog.default,
             "why": runtime.catalog.default_why,
+            "fault": runtime.catalog.default_fault,
             "providers": runtime.catalog.states(),
         },
         "modelRuntime": model_runtime(runtime),

@@ -7,12 +7,15 @@ LONGEST = 2 * 86_400_000
 
 
 def since(db: Db, *, start: int) -> tuple[int, float]:
-    """Tokens and USD of all answers since `start`, in milliseconds. Reads the sessions that had runs, once a day."""
+    """Tokens and USD of all answers and summaries since `start`, in milliseconds.
+
+    Reads the sessions that had runs, once a day.
+    """
     row = db.execute(
         "SELECT coalesce(sum(json_extract(body, '$.usage.totalTokens')), 0),"
         " coalesce(sum(json_extract(body, '$.usage.cost.total')), 0.0) FROM messages"
         " WHERE sid IN (SELECT sid FROM runs WHERE accepted_at >= ?)"
-        " AND json_extract(body, '$.role') = 'assistant' AND json_extract(body, '$.timestamp') >= ?",
+        " AND json_extract(body, '$.role') IN ('assistant', 'system') AND json_extract(body, '$.timestamp') >= ?",
         (start - LONGEST, start),
     ).fetchone()
     return (row[0], row[1]) if row else (0, 0.0)

@@ -134,12 +134,12 @@ class SqliteStore:
         self._writes.put(Job(work, done))
 
     async def write(self, work: Transaction[T], *, then: Callable[[T], None] | None = None) -> T:
-        waiter = Waiter[T](then)
+        waiter: Waiter[T] = Waiter(then)
         self.submit(work, waiter.settle)
         return await waiter.wait()
 
     async def read(self, work: Transaction[T]) -> T:
-        waiter = Waiter[T]()
+        waiter: Waiter[T] = Waiter()
         self._reads.put(Job(work, waiter.settle))
         return await waiter.wait()
 

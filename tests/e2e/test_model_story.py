@@ -74,7 +74,7 @@ async def test_a_model_server_of_ones_own_from_the_first_word_to_its_restart(tmp
             locked = await told("Locked?")
             assert "lmstudio/qwen/qwen3 request failed (not authorised, HTTP 401); " in locked and "apiKey" in locked
             gone = await told("Gone?", model="lmstudio/gone")
-            assert "(not found, HTTP 404); check the model's id and baseUrl" in gone
+            assert "(not found, HTTP 404); it says: " in gone and "check the model\\'s id and baseUrl" in gone
             assert "did you mean lmstudio/gemma" in await told("Typo?", model="lmstdio/gemma")
             assert "does not have it" in (missing := await told("Missing?", model="lmstudio/gema"))
             assert "did you mean lmstudio/gemma" in missing

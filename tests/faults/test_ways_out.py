@@ -57,7 +57,7 @@ async def open_host(
                 await host.check_quiet()
         assert host.faults() == []
     finally:
-        await http.aclose()
+        http.close()
 
 
 async def last_words(host: TestRuntime, session: str = "main") -> tuple[str, str]:

@@ -59,7 +59,7 @@ class TestHost:
         """One end of a connection that the gateway serves; `lockstep` makes each write wait for its reader."""
         make = trio.testing.lockstep_stream_pair if lockstep else trio.testing.memory_stream_pair
         ours, theirs = make()
-        self._nursery.start_soon(partial(self.gateway.serve_client, theirs, address), name="client under test")
+        self._nursery.start_soon(partial(self.gateway.serve_client, theirs, address=address), name="client under test")
         return ours
 
     @asynccontextmanager

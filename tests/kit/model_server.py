@@ -24,11 +24,15 @@ class ModelServer:
         self.url = ""
         self.asked: list[tuple[str, dict[str, str], Any]] = []
         """Path, headers and body of every request."""
+        self.connections: list[bool] = []
+        """Those that were ever made, and whether each is still there."""
         self.otherwise = 404
         """The status of what is not served."""
 
     async def serve(self, stream: trio.SocketStream) -> None:
         connection = h11.Connection(h11.SERVER)
+        number = len(self.connections)
+        self.connections.append(True)
         try:
             async with stream:
                 while connection.our_state is not h11.MUST_CLOSE:
@@ -37,6 +41,8 @@ class ModelServer:
                     connection.start_next_cycle()
         except (trio.BrokenResourceError, h11.ProtocolError):
             pass  # the gateway hung up
+        finally:
+            self.connections[number] = False
 
     async def _answer(self, stream: trio.SocketStream, connection: h11.Connection) -> bool:
         head, body = None, b""

@@ -142,7 +142,10 @@ OURS: dict[str, tuple[str, ...]] = {
     "res sessions.reset.entry": ("label", "spawnDepth"),
     "res status.sessions.defaults": ("modelProvider", "modelSelectionTarget"),
     # Ours: what `triops gateway status` shows.
-    "res status": ("ok", "ts", "uptimeMs", "python", "listening", "clients", "runs", "models", "cron", "statistics"),
+    "res status": (
+        *("ok", "ts", "uptimeMs", "python", "listening", "configPending"),
+        *("clients", "runs", "models", "cron", "statistics"),
+    ),
     "res status.modelRuntime": ("providers",),
     "res health": ("modelRuntime",),
     "res sessions.subscribe": ("list",),

@@ -3,11 +3,12 @@
 import json
 import sys
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio.testing
 from tests.kit.host import open_test_gateway
 from tests.kit.model_server import ModelServer, open_model_server
 
@@ -19,11 +20,11 @@ from triops.agents.providers.http import HttpClient
 from triops.agents.providers.openai_completions import OllamaProvider, OpenAICompletionsProvider
 from triops.agents.providers.scripted import ScriptedProvider
 from triops.runtime.config import Config, ModelConfig, ModelsConfig, ProviderConfig
-from triops.runtime.config_file import load_config
+from triops.runtime.config_file import LoadedConfig, load_config
 from triops.runtime.logs import Redactor
 from triops.runtime.models import ModelCatalog, ProviderEntry, UnknownModel
 from triops.runtime.paths import Paths
-from triops.runtime.providers import provider_entries
+from triops.runtime.providers import open_catalogs, provider_entries
 from triops.runtime.secrets import KeyCommand, Secret
 
 NO_KEY = "openai needs a key: set OPENAI_API_KEY or write models.providers.openai.apiKey"
@@ -250,7 +251,7 @@ async def test_a_command_says_the_key_when_it_is_needed_and_again_after_it_was_r
             mode="replace", providers={"lab": ProviderConfig(base_url=f"{server.url}/v1", api_key=command)}
         )
     )
-    async with aclosing(HttpClient()) as http:
+    with closing(HttpClient()) as http:
         (entry,) = provider_entries(config, {}, http=http, embedded=None, redactor=redactor)
         assert entry.key == "config" and keys.read_text().startswith("key-of-yesterday")
         assert [str(found.ref) for found in await entry.provider.discover()] == ["lab/m"]
@@ -269,6 +270,20 @@ async def test_a_command_says_the_key_when_it_is_needed_and_again_after_it_was_r
         with pytest.raises(ProviderError, match=r"said no key .exit code 1.: the vault is locked") as caught:
             await entry.provider.discover()
         assert caught.value.kind == "auth"
+
+
+async def test_changes_keep_the_connections_to_providers_or_close_them(tmp_path: Path, server: ModelServer) -> None:
+    def loaded(**models: Any) -> LoadedConfig:
+        providers = {"lab": ProviderConfig(base_url=f"{server.url}/v1")}
+        return LoadedConfig(Config(models=ModelsConfig(mode="replace", providers=providers, **models)))
+
+    async with open_catalogs(Paths(tmp_path, tmp_path / "triops.json"), redactor=Redactor()) as catalog_of:
+        for change, connections in (({}, [True]), ({}, [True]), ({"patience_seconds": 1.0}, [False, True])):
+            (entry,) = catalog_of(loaded(**change)).entries()
+            await entry.provider.discover()
+            assert server.connections == connections
+    await trio.testing.wait_all_tasks_blocked()
+    assert server.connections == [False, False]
 
 
 async def test_a_command_that_cannot_be_run_is_the_providers_state() -> None:

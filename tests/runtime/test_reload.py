@@ -92,9 +92,15 @@ async def test_a_change_with_faults_keeps_the_old_configuration_and_is_told_of_o
             "gateway.port: expected `int`, got `str`" in told["faults"] and "lab.baseUrl: is missing" in told["faults"]
         )
         assert host.runtime.catalog.default == "scripted/echo" and host.runtime.config.gateway.port == 18789
-        write(tmp_path, '{agents: {defaults: {model: "scripted/other"}}}')
+        shown = (await host.rpc("status"))["configPending"]
+        assert shown == f"the changed file cannot be used, the old one holds: {told['faults']}"
+        write(tmp_path, json.dumps(CONFIG))
+        await trio.sleep(3 * PAUSE)
+        assert (await host.rpc("status"))["configPending"] == "", "it is what it was"
+        write(tmp_path, '{agents: {defaults: {model: "scripted/other"}}, gateway: {port: 1}}')
         await trio.sleep(10 * PAUSE)
         assert host.runtime.catalog.default == "scripted/other" and len(said(host, "cannot be used")) == 1
+        assert (await host.rpc("status"))["configPending"] == "these wait for a restart of the gateway: gateway.port"
 
 
 async def test_a_file_that_is_still_being_written_is_not_read(tmp_path: Path, autojump_clock: Any) -> None:

@@ -1,5 +1,6 @@
 """A limit of what models may cost ends a run with words, counts over a restart, and begins anew at midnight."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,12 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from triops.agents.messages import AssistantMessage, SystemMessage
 from triops.agents.model import ModelInfo, ModelRef, Prices, TextDelta, ToolCallDelta
 from triops.agents.providers.scripted import ScriptedProvider
 from triops.runtime.models import ProviderEntry
 from triops.runtime.runs.state import RunState
+from triops.runtime.store.spend import since
 from triops.runtime.testing import EPOCH, TestRuntime, open_test_runtime
 
 
@@ -52,6 +55,22 @@ async def test_a_day_is_counted_over_a_restart_and_anew_after_midnight(
         assert "today used $6.00 of $6.00 (models.spend.perDay.usd)" in await words(host)
         await trio.sleep(86_400)
         assert await words(host) == "one two three"
+
+
+async def test_what_a_summary_cost_is_counted_over_a_restart_too(tmp_path: Path, autojump_clock: MockClock) -> None:
+    config = limited(perDay={"tokens": 1_000_000})
+    small = ModelInfo(ref=ModelRef("scripted", "echo"), api="scripted", context_window=12_000, max_tokens=500)
+    providers = (ProviderEntry(provider=ScriptedProvider(now=lambda: EPOCH), why="the test", models=(small,)),)
+    async with open_test_runtime(tmp_path, config=config, providers=providers) as host:
+        for _ in range(7):
+            await words(host, "word " * 1_200)
+        paid = [message for message in await host.transcript() if isinstance(message, AssistantMessage | SystemMessage)]
+        by_type = {type(message): message.usage for message in paid}
+        assert by_type[SystemMessage] is not None
+        assert (
+            sum(message.usage.total_tokens for message in paid if message.usage)
+            == (await host.store.read(partial(since, start=EPOCH)))[0]
+        )
 
 
 @pytest.mark.parametrize("most", [1, None])

@@ -13,6 +13,7 @@ from opentelemetry.trace import StatusCode
 from trio.testing import MockClock
 
 from triops.agents.model import TextDelta
+from triops.runtime.events import RunEnded
 from triops.runtime.testing import EPOCH, open_test_runtime
 from triops.runtime.tracing import turn_spans
 
@@ -28,7 +29,7 @@ async def test_a_turn_is_a_span_and_each_stay_in_a_phase_one_in_it(tmp_path: Pat
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     script = [[0.2, TextDelta("The secret"), 0.3, TextDelta(" word")]]
     async with open_test_runtime(tmp_path, script=script) as host:
-        with host.runtime.bus.subscribe(turn_spans(provider.get_tracer("test"), host.runtime.clock)):
+        with host.runtime.bus.subscribe(turn_spans(provider.get_tracer("test"), host.runtime.clock), RunEnded):
             start = host.runtime.clock() - EPOCH
             await host.ask("secret?", run_id="r")
             await host.ask("more?", run_id="failed")

@@ -8,8 +8,9 @@ from trio.testing import MockClock
 
 from triops.agents.errors import ContextOverflow, ProviderError
 from triops.agents.messages import Message, SystemMessage, UserMessage
-from triops.agents.model import ModelInfo, ModelRef, RetryNotice, TextDelta, ToolCallDelta
+from triops.agents.model import ModelInfo, ModelRef, ModelRequest, RetryNotice, TextDelta, ToolCallDelta
 from triops.agents.providers.scripted import ScriptedProvider, Step
+from triops.agents.providers.wire import EventStream
 from triops.runtime.events import RunCompaction, RunModel, RunStatus
 from triops.runtime.models import ProviderEntry
 from triops.runtime.store import sessions as stored
@@ -23,7 +24,7 @@ def entry(id: str, *script: Step) -> ProviderEntry:
     return ProviderEntry(provider=ScriptedProvider(script, id=id), why="the test", models=(info,))
 
 
-def told(host: TestRuntime, run_id: str) -> list[str]:
+def told_by(host: TestRuntime, run_id: str) -> list[str]:
     """The reasons that a run gave for making people wait."""
     events = host.events.of(run_id)
     return [event.retry["reason"] for event in events if isinstance(event, RunStatus) and event.retry]
@@ -34,9 +35,9 @@ async def test_a_fallback_is_told_of_and_holds_for_its_turn_only(tmp_path: Path,
     providers = entry("first", [refused], [TextDelta("first")]), entry("second", [TextDelta("second")])
     async with open_test_runtime(tmp_path, config=CHOICE, providers=providers) as host:
         assert (await host.ask("hi", run_id="a")).text == "second"
-        assert told(host, "a") == [f"{refused}; second/m is asked now"]
+        assert told_by(host, "a") == [f"{refused}; second/m is asked now"]
         assert [event.provider for event in host.events.of("a") if isinstance(event, RunModel)] == ["first", "second"]
-        assert (await host.ask("hi", run_id="b")).text == "first" and told(host, "b") == []
+        assert (await host.ask("hi", run_id="b")).text == "first" and told_by(host, "b") == []
 
 
 async def test_an_explicit_choice_is_strict(tmp_path: Path, autojump_clock: MockClock) -> None:
@@ -44,7 +45,7 @@ async def test_an_explicit_choice_is_strict(tmp_path: Path, autojump_clock: Mock
     async with open_test_runtime(tmp_path, config=CHOICE, providers=providers) as host:
         terminal = await host.ask("hi", run_id="a", model="first/m")
     assert terminal.error_message == "no credit" and terminal.error_detail is not None
-    assert terminal.error_detail["failoverReason"] == "billing" and told(host, "a") == []
+    assert terminal.error_detail["failoverReason"] == "billing" and told_by(host, "a") == []
 
 
 async def test_a_retry_and_a_request_made_smaller_are_told_as_what_they_are(
@@ -80,17 +81,19 @@ LONG = "word " * 1_200  # 1,500 tokens
 SUMMARY = "The conversation so far, in short:\nThey counted."
 
 
-def author(summary: Step, *steps: Step) -> tuple[ScriptedProvider, tuple[ProviderEntry, ...]]:
+def author(
+    summary: Step, *steps: Step, provider: type[ScriptedProvider] = ScriptedProvider
+) -> tuple[ScriptedProvider, tuple[ProviderEntry, ...]]:
     """A provider that answers with `steps`, then for ever "ok", and is asked for summaries, too."""
     others = iter(steps)
 
     def play() -> Iterator[Step]:
         while True:
-            asked = provider.requests[-1].system.startswith("You summarise")
+            asked = made.requests[-1].system.startswith("You summarise")
             yield summary if asked else next(others, [TextDelta("ok")])
 
-    provider = ScriptedProvider(play(), id="first")
-    return provider, (ProviderEntry(provider=provider, why="the test", models=(SMALL,)),)
+    made = provider(play(), id="first")
+    return made, (ProviderEntry(provider=made, why="the test", models=(SMALL,)),)
 
 
 def compactions(host: TestRuntime, run_id: str) -> list[tuple[str, bool, bool]]:
@@ -174,3 +177,24 @@ async def test_when_the_summary_fails_the_oldest_turns_are_left_out_and_the_answ
         last = spoken(model.requests[-1].messages)
         assert last == list(map(str, range(7)))[-len(last) :] and len(last) > 2
         assert [r for r in host.log if "was not summarised" in r.message] and not host.faults()
+        why = {"no", "first/m said nothing", "first/m gave no summary within 180 s"}
+        reasons = {reason for number in range(7) for reason in told_by(host, f"r{number}")}
+        assert len(reasons) == 1 and reasons < {f"{words}; the oldest messages are left out" for words in why}
+
+
+async def test_who_waits_for_a_summary_is_told_of_its_server_s_troubles(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    class Late(ScriptedProvider):
+        def stream(self, request: ModelRequest) -> EventStream:
+            if request.system.startswith("You summarise"):
+                request.late("no answer for 20 s")
+            return super().stream(request)
+
+    limited = RetryNotice(1, 2, "too many requests", 1.0, "rate_limit")
+    _, providers = author([limited, TextDelta("They counted.")], provider=Late)
+    async with open_test_runtime(tmp_path, config=ONLY, providers=providers) as host:
+        for number in range(7):
+            await host.ask(f"{number} {LONG}", run_id=f"r{number}")
+        reasons = [reason for number in range(7) for reason in told_by(host, f"r{number}")]
+    assert reasons == ["no answer for 20 s", "too many requests"]

@@ -219,6 +219,19 @@ async def test_a_model_of_the_configuration_that_nobody_has_is_said_at_the_start
         assert told.fields["model"] == "lab/b" and "provider lab is ready and does not have it" in told.fields["reason"]
 
 
+async def test_a_default_model_that_nobody_has_is_said_once_and_shown_until_it_is_there(autojump_clock: Any) -> None:
+    shelf = Shelf("lab", "a")
+    async with open_stage(shelf, default="lab/b", named=("lab/b",)) as stage:
+        await trio.testing.wait_all_tasks_blocked()
+        (told,) = [record for record in stage.log if record.level == "warn"]
+        assert told.fields["model"] == "lab/b" and stage.catalog.default_fault == told.fields["reason"]
+        assert "provider lab is ready and does not have it" in stage.catalog.default_fault
+        shelf.listed = ("a", "b")
+        await trio.sleep(REFRESH_PAUSE)
+        await stage.warmup.scan()
+        assert stage.catalog.default_fault == ""
+
+
 async def test_dead_slow_lying_and_crashing_providers_cost_the_others_nothing(autojump_clock: Any) -> None:
     dead, good = LateServer(id="late"), Shelf("good", "m")
     liar = Shelf("liar", info("good", "stolen"), info("liar", "odd", context_window=-1, cost=Prices(input=-2)))
@@ -365,3 +378,27 @@ async def test_a_question_that_a_change_of_the_configuration_cuts_off_is_asked_o
         await trio.testing.wait_all_tasks_blocked()
         assert found == ["lab/made-x"] and trio.current_time() < 4
         assert changed.warmed == [("made-y", "the prompt")] and stage.states() == {"lab": "ready"}
+
+
+async def test_a_question_about_a_provider_that_a_change_of_the_configuration_drops_is_answered_with_no(
+    autojump_clock: Any,
+) -> None:
+    class Slow(Shelf):
+        async def discover(self) -> Any:
+            await trio.sleep(4)
+            return await super().discover()
+
+    async with open_stage(Shelf("other"), Slow("lab")) as stage, trio.open_nursery() as nursery:
+        said: list[str] = []
+
+        async def ask() -> None:
+            with pytest.raises(UnknownModel) as caught:
+                await stage.catalog.resolve("lab/made-x")
+            said.append(str(caught.value))
+
+        nursery.start_soon(ask)
+        await trio.sleep(1)
+        entries = [ProviderEntry(provider=Shelf("other"), why="the test")]
+        await stage.warmup.reconfigure(ModelCatalog(entries, aliases={}, default=None))
+        await trio.testing.wait_all_tasks_blocked()
+        assert said and "no provider of that name (known: other)" in said[0] and trio.current_time() < 4

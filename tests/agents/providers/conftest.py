@@ -100,7 +100,7 @@ async def server(nursery: trio.Nursery) -> ModelServer:
 async def http():
     client = HttpClient()
     yield client
-    await client.aclose()
+    client.close()
 
 
 @pytest.fixture

@@ -36,7 +36,20 @@ def test_a_status_has_its_class(status: int, kind: str, retryable: bool):
 
 def test_a_message_is_for_people():
     error = Faults("mock/mock-1").answer(500, {}, b"")
-    assert str(error) == "mock/mock-1 request failed (provider internal error, HTTP 500)"
+    assert str(error) == (
+        "mock/mock-1 request failed (provider internal error, HTTP 500);"
+        " the fault is the provider's: try again later, or another model"
+    )
+
+
+def test_a_server_at_home_is_heard_in_its_own_words_and_without_secrets():
+    words = b'{"error": "m needs more memory (9.1 GiB) than is there, key-of-mine."}'
+    error = Faults("lab/m", ["key-of-mine"], local=True).answer(500, {}, words)
+    assert str(error) == (
+        "lab/m request failed (provider internal error, HTTP 500); it says: m needs more memory (9.1 GiB) than is"
+        " there, [redacted]; that server's log says more; is there memory enough for this model?"
+    )
+    assert len(str(Faults("lab/m", local=True).answer(400, {}, b"x" * 9999))) < 500
 
 
 def test_a_refused_key_is_answered_with_where_to_set_it():

@@ -21,13 +21,11 @@ from hypothesis import strategies as st
 from triops.agents.errors import ProviderError
 from triops.agents.providers.faults import Faults
 from triops.agents.providers.http import (
-    CLOUD_IDLE,
     CONNECT_LIMIT,
     KEEP_ALIVE,
-    LOCAL_IDLE,
     HttpClient,
     _merged,
-    default_idle,
+    is_local,
 )
 from triops.agents.providers.routes import Trust
 
@@ -59,6 +57,15 @@ async def test_a_connection_serves_one_request_after_the_other(server, http):
     assert server.connections == 1
     assert server.asked[-1].target == b"/v1/models?a=b"
     assert server.header("host") == server.url.removeprefix("http://") and server.header("x-extra") == "1"
+
+
+@pytest.mark.parametrize(
+    "headers", [{"a b": "x"}, {"x": f"{KEY}\r\nx: y"}, {"x": f"{KEY} \N{CYRILLIC SMALL LETTER YU}"}]
+)
+async def test_what_no_header_can_say_is_refused_without_repeating_it_and_nothing_is_sent(server, http, headers):
+    with pytest.raises(ProviderError, match="characters that HTTP does not allow") as caught:
+        await http.get_json(server.url, headers, FAULTS)
+    assert caught.value.kind == "format" and caught.value.__context__ is None and not server.asked
 
 
 async def test_requests_at_once_have_connections_of_their_own(server, http, patient_clock):
@@ -255,7 +262,7 @@ async def test_closing_the_client_closes_what_it_kept(server, nursery):
     listeners = await nursery.start(trio.serve_tcp, watch, 0)
     http = HttpClient()
     await http.get_json(f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}", {}, FAULTS)
-    await http.aclose()
+    http.close()
     with trio.fail_after(2):
         await closed.wait()
 
@@ -272,7 +279,7 @@ async def test_a_unix_socket_takes_the_place_of_the_host(server, nursery, tmp_pa
     assert await http.get_json("http://localhost/v1/models", {}, FAULTS) == {}
     assert await http.get_json("http://localhost/v1/models", {}, FAULTS) == {}
     assert server.connections == 1 and server.header("host") == "localhost"
-    await http.aclose()
+    http.close()
 
 
 async def test_a_unix_socket_that_is_not_there_is_a_connection_error(failing, tmp_path):
@@ -281,19 +288,19 @@ async def test_a_unix_socket_that_is_not_there_is_a_connection_error(failing, tm
 
 
 @pytest.mark.parametrize(
-    ("url", "idle"),
+    ("url", "local"),
     [
-        ("http://127.0.0.1:1234/v1", LOCAL_IDLE),
-        ("http://[::1]:1/", LOCAL_IDLE),
-        ("http://192.168.1.5/v1", LOCAL_IDLE),
-        ("http://localhost:11434", LOCAL_IDLE),
-        ("http://nas.local/v1", LOCAL_IDLE),
-        ("https://api.openai.com/v1", CLOUD_IDLE),
-        ("https://8.8.8.8/", CLOUD_IDLE),
+        ("http://127.0.0.1:1234/v1", True),
+        ("http://[::1]:1/", True),
+        ("http://192.168.1.5/v1", True),
+        ("http://localhost:11434", True),
+        ("http://nas.local/v1", True),
+        ("https://api.openai.com/v1", False),
+        ("https://8.8.8.8/", False),
     ],
 )
-def test_a_model_at_home_may_be_silent_longer(url, idle):
-    assert default_idle(url) == idle
+def test_a_server_at_home_is_told_by_its_address(url, local):
+    assert is_local(url) is local
 
 
 @pytest.fixture(scope="session")
@@ -337,7 +344,7 @@ async def secure_url(server, nursery, authority) -> str:
 async def trusting(authority):
     client = HttpClient(environ={"SSL_CERT_FILE": str(authority)})
     yield client
-    await client.aclose()
+    client.close()
 
 
 async def test_https_streams_and_keeps_its_connection(server, secure_url, trusting):
@@ -437,7 +444,7 @@ async def test_https_goes_through_a_tunnel_and_the_server_does_not_see_the_proxy
     (head,) = proxy.heads
     assert head.startswith(b"CONNECT model.test:443 HTTP/1.1\r\n") and b"proxy-authorization: Basic bWU6" in head
     assert server.asked[0].target == b"/v1/models" and server.header("proxy-authorization") is None
-    await client.aclose()
+    client.close()
 
 
 async def test_http_through_a_proxy_names_the_whole_address(server, nursery):
@@ -446,7 +453,7 @@ async def test_http_through_a_proxy_names_the_whole_address(server, nursery):
     assert await client.get_json("http://model.test:8080/v1/models?a=b", {}, FAULTS) == {}
     assert server.asked[0].target == b"http://model.test:8080/v1/models?a=b"
     assert server.header("host") == "model.test:8080" and server.header("proxy-authorization") == "Basic bWU6c2VjcmV0"
-    await client.aclose()
+    client.close()
 
 
 @pytest.mark.parametrize(
@@ -486,7 +493,7 @@ async def test_a_certificate_of_ones_own_is_believed_by_choice(server, secure_ur
         trust={name: trust[how]} if how in trust else {},
     )
     assert await client.get_json(secure_url, {}, FAULTS) == {}
-    await client.aclose()
+    client.close()
 
 
 @pytest.mark.parametrize(("patience", "told"), [(5, 1), (0, 0), (20, 0)])
@@ -499,7 +506,7 @@ async def test_an_answer_over_tls_that_comes_late_is_told_of_and_arrives(
     async with client.stream("GET", secure_url, {}, idle=30, late=words.append) as response:
         assert await response.body() == b"{}"
     assert len(words) == told
-    await client.aclose()
+    client.close()
 
 
 CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from http.client import HTTPMessage
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -19,6 +20,7 @@ import trio
 from triops.agents.errors import ContextOverflow, ProviderError
 from triops.agents.messages import UserMessage
 from triops.agents.model import Done, ModelInfo, ModelRef, ModelRequest, ProviderEvent, RetryNotice, TextDelta
+from triops.agents.providers import local
 from triops.agents.providers.demo import engine_is_installed, weights_folder
 from triops.agents.providers.local import MOST_CONTEXT, LocalProvider, open_local_provider, trained_context
 from triops.testing import check_provider
@@ -164,6 +166,29 @@ async def test_an_abandoned_start_or_answer_stops_the_model(tmp_path: Path) -> N
         with trio.fail_after(8):  # 1,500 tokens take twice as long on an idle machine
             await answer(provider, ask(model, "Hello"))
         assert child_of(provider) is child
+
+
+@real
+@pytest.mark.slow
+async def test_a_model_that_is_being_loaded_delays_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, start = trio.Event(), local._start
+
+    async def slow(process: trio.Process, key: str, name: str, stderr: Any) -> Any:
+        if name == "large":
+            begun.set()
+            await trio.sleep_forever()
+        return await start(process, key, name, stderr)
+
+    monkeypatch.setattr(local, "_start", slow)
+    (tmp_path / "large.gguf").touch()
+    async with (
+        open_local_provider([tmp_path], socket_folder=tmp_path / "run") as provider,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(answer, provider, ask(ModelInfo(ref=ModelRef("local", "large")), "Hello"))
+        await begun.wait()
+        assert said(await answer(provider, ask(await demo_of(provider), "Hello")))
+        nursery.cancel_scope.cancel(reason="seen")
 
 
 @real

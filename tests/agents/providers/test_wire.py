@@ -9,13 +9,14 @@ import trio
 
 from triops.agents.errors import ContextOverflow, ProviderError
 from triops.agents.messages import AssistantMessage
-from triops.agents.model import Done, RetryNotice, TextDelta
+from triops.agents.model import Done, ModelInfo, ModelRef, RetryNotice, TextDelta
 from triops.agents.providers.anthropic_messages import AnthropicMessagesProvider
 from triops.agents.providers.http import HttpClient, Response
 from triops.agents.providers.openai_completions import OllamaProvider, OpenAICompletionsProvider
 from triops.agents.providers.openai_responses import OpenAIResponsesProvider
 
 KEY = "canary-9f2d77aa"
+OTHER = ModelInfo(ref=ModelRef("mock", "other"))
 OPEN = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 
 
@@ -99,12 +100,9 @@ async def test_what_may_pass_is_tried_again_twice_and_said(server, provider, ask
             async for batch in batches:
                 events += batch
     assert caught.value.kind == "server_error" and len(server.asked) == 3
-    reason = "mock/mock-1 request failed (provider internal error, HTTP 500)"
-    kind = caught.value.kind
-    assert (
-        events == [RetryNotice(1, 2, reason, 0.5, kind), RetryNotice(2, 2, reason, 2.0, kind)]
-        and str(caught.value) == reason
-    )
+    reason, kind = str(caught.value), caught.value.kind
+    assert reason.startswith("mock/mock-1 request failed (provider internal error, HTTP 500); it says: ")
+    assert events == [RetryNotice(1, 2, reason, 0.5, kind), RetryNotice(2, 2, reason, 2.0, kind)]
     assert 2.5 <= trio.current_time() - start < 3
 
 
@@ -362,17 +360,24 @@ async def test_a_refused_key_cools_while_another_model_answers_and_no_other_key_
         with pytest.raises(ProviderError) as caught:
             await collect(provider, ask(has_other=has_other))
         assert caught.value.kind == "auth" and len(server.asked) == asked
+    with pytest.raises(ProviderError, match=r"mock/other was not asked, .* again in 60 s: mock/mock-1 request failed"):
+        await collect(provider, ask(has_other=True, model=OTHER))
     keys.append("second-key")
     assert (await collect(provider, ask(has_other=True)))[-1].message.text == "Hello"
 
 
-async def test_a_key_is_asked_again_once_it_cooled(server, provider, hello, ask, collect, patient_clock):
-    server.answers = [[failure(429, headers="retry-after: 90\r\n")], [whole(*hello)]]
-    for wait, asked in ((0, 1), (80, 1)):
-        await trio.sleep(wait)
-        with pytest.raises(ProviderError, match="it asks to wait 90 s"):
-            await collect(provider, ask(has_other=True))
-        assert len(server.asked) == asked
+@pytest.mark.parametrize(("asked_for", "waited"), [(90, 90), (86_400, 300)])
+async def test_a_busy_model_is_asked_again_once_it_cooled_and_its_siblings_meanwhile(
+    server, provider, hello, ask, collect, patient_clock, asked_for, waited
+):
+    server.answers = [[failure(429, headers=f"retry-after: {asked_for}\r\n")], [whole(*hello)], [whole(*hello)]]
+    with pytest.raises(ProviderError, match=f"it asks to wait {asked_for} s"):
+        await collect(provider, ask(has_other=True))
+    await trio.sleep(waited - 10)
+    with pytest.raises(ProviderError, match=rf"^mock/mock-1 was not asked, .* 10 s: .*too many.* wait {asked_for} s"):
+        await collect(provider, ask(has_other=True))
+    assert len(server.asked) == 1
+    assert (await collect(provider, ask(has_other=True, model=OTHER)))[-1].message.text == "Hello"
     await trio.sleep(15)
     assert (await collect(provider, ask(has_other=True)))[-1].message.text == "Hello"
 

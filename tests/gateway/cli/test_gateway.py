@@ -143,6 +143,12 @@ def test_status_of_a_running_gateway(run: Any, gateway: Any):
     }
 
 
+def test_status_says_what_of_the_configuration_does_not_hold(run: Any, gateway: Any):
+    gateway.answers["status"] = {"pid": 1, "runtimeVersion": "0", "listening": [], "configPending": "it is broken"}
+    assert run("gateway", "status").out.endswith("RPC probe: ok\nConfiguration: it is broken\n")
+    assert json.loads(run("gateway", "status", "--json").out)["configPending"] == "it is broken"
+
+
 def test_status_of_a_gateway_that_refuses(run: Any, gateway: Any):
     gateway.answers["status"] = (401, {"error": {"message": "Unauthorized"}})
     ran = run("gateway", "status")

@@ -66,13 +66,17 @@ def test_a_mistyped_command_is_answered_with_the_nearest_one(run: Any, arguments
 
 
 class Full(io.RawIOBase):
-    """A file on a disk without room."""
+    """A file on a disk without room, as long as that is not freed."""
+
+    freed = False
 
     def writable(self) -> bool:
         return True
 
-    def write(self, _: object, code: int = errno.ENOSPC) -> int:  # bound here: it is flushed after the modules are gone
-        raise OSError(code, "No space left on device")
+    def write(self, data: Any) -> int:
+        if not self.freed:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return len(data)
 
 
 @pytest.mark.parametrize("arguments", [("--version",), ("models", "--help"), ("sessions", "list")])
@@ -80,8 +84,10 @@ def test_output_that_cannot_be_written_is_said_in_a_line(
     run: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
 ):
     gateway.answers["sessions.list"] = {"sessions": []}
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(Full())))
+    file = Full()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(file)))
     code, _, err = run(*arguments)
+    file.freed = True  # the stream is flushed once more when it goes
     assert (code, err.splitlines()[0]) == (1, "triops: cannot write the output: No space left on device")
 
 

@@ -63,6 +63,8 @@ def test_status_shows_how_each_provider_stands_and_scan_asks_first(run: Any, gat
     lines = run("models", "status").out.splitlines()
     assert lines[:2] == ["Default: lab/a (configured)", "Fallbacks: lab/b"]
     assert lines[-1].split() == ["away", "failed", "0", "missing", "nobody", "listens"]
+    gateway.answers["status"]["models"]["fault"] = "nobody has it"
+    assert run("models", "status").out.startswith("Default: lab/a (nobody has it)\n")
     assert {} in [call.params for call in gateway.calls] and {"refresh": True} not in [c.params for c in gateway.calls]
     assert json.loads(run("models", "scan", "--json").out)["fallbacks"] == ["lab/b"]
     assert {"refresh": True} in [call.params for call in gateway.calls]
@@ -107,6 +109,20 @@ def test_set_and_fallbacks_keep_what_else_there_is(run: Any, paths: Paths, writt
     assert run("models", "fallbacks", "--clear").code == 0
     assert run("models", "fallbacks").out == "No fallbacks.\n"
     assert run("models", "set", "openai/e", "--agent", "nobody").code == 2
+
+
+def test_without_a_gateway_a_name_of_no_provider_and_no_alias_is_warned_of(run: Any, written: Any):
+    written(
+        '{"models": {"providers": {"lab": {"baseUrl": "http://127.0.0.1:9/v1", "models": [{"id": "big"}]}}},'
+        ' "agents": {"defaults": {"models": {"lab/a": {"alias": "Quick"}}}}}'
+    )
+    for known in ("lab/any", "quick", "big", "ollama/qwen3:4b", "openai/gpt-5.4", "local/m"):
+        assert "unknown" not in run("models", "set", known).err + run("models", "fallbacks", known).err
+    ran = run("models", "fallbacks", "opnai/gpt-5.4")
+    assert ran.code == 0 and "opnai/gpt-5.4 is unknown: there is no provider 'opnai'" in ran.err
+    assert run("models", "set", "opnai/gpt-5.4").err.count("no provider") == 1
+    assert "slow is unknown: there is no alias of that name" in run("models", "fallbacks", "lab/a", "slow").err
+    assert "unknown" in run("models", "fallbacks", "lab/").err
 
 
 def test_aliases_are_given_moved_and_taken_away(run: Any, paths: Paths, written: Any):

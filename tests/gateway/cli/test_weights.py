@@ -21,6 +21,7 @@ class FileServer:
     def __init__(self) -> None:
         self.content = WEIGHTS
         self.version: str | None = '"one"'
+        self.changed: str | None = None
         self.cut: int | None = None
         self.ranges: list[str | None] = []
         server = self
@@ -37,7 +38,7 @@ class FileServer:
                     return
                 server.ranges.append(wanted := self.headers["Range"])
                 content, start = server.content, 0
-                if wanted and self.headers["If-Range"] == server.version:
+                if wanted and self.headers["If-Range"] in (server.version, server.changed):
                     start = int(wanted.removeprefix("bytes=").removesuffix("-"))
                 if start > len(content):
                     self.send_error(416)
@@ -47,6 +48,8 @@ class FileServer:
                     self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
                 if server.version:
                     self.send_header("ETag", server.version)
+                if server.changed:
+                    self.send_header("Last-Modified", server.changed)
                 self.send_header("Content-Length", str(len(content) - start))
                 self.end_headers()
                 self.wfile.write(content[start : server.cut])
@@ -90,6 +93,19 @@ def test_a_download_that_was_cut_goes_on_where_it_stopped(run: Any, paths: Paths
     server.cut = None
     assert run("models", "add", f"{server.url}/m.gguf", "--sha256", SHA256).code == 0
     assert server.ranges == [None, "bytes=3000000-"] and left(paths) == ["m.gguf"]
+
+
+@pytest.mark.parametrize("version", [None, 'W/"one"'])
+@pytest.mark.parametrize("changed", [None, "Sun, 22 Nov 2026 10:00:00 GMT"])
+def test_without_a_strong_tag_the_time_of_the_change_tells_whether_it_goes_on(
+    run: Any, paths: Paths, server: FileServer, version: str | None, changed: str | None
+):
+    server.version, server.changed, server.cut = version, changed, 3_000_000
+    err = run("models", "add", f"{server.url}/m.gguf").err
+    assert ("goes on where it stopped" in err, "begins anew" in err) == (bool(changed), not changed)
+    server.cut = None
+    assert run("models", "add", f"{server.url}/m.gguf", "--sha256", SHA256).code == 0
+    assert server.ranges == [None, "bytes=3000000-" if changed else None] and left(paths) == ["m.gguf"]
 
 
 @pytest.mark.parametrize("version", ['"two"', None])

@@ -93,6 +93,18 @@ async def test_a_filter_that_cannot_be_is_refused(tmp_path: Path, params: dict[s
             await client.request("models.list", params)
 
 
+async def test_a_default_model_that_nobody_has_does_not_look_healthy(tmp_path: Path) -> None:
+    config = {"agents": {"defaults": {"model": "lab/gone"}}}
+    entries = (ProviderEntry(provider=Listing("lab", "there"), why="test"),)
+    async with open_test_gateway(tmp_path, config=config, providers=entries) as host, host.client() as client:
+        await host.rpc("models.list", {"refresh": True})
+        models = (await client.request("status"))["models"]
+        assert models["default"] == "lab/gone" and "provider lab is ready and does not have it" in models["fault"]
+        assert (await host.rpc("health"))["modelRuntime"]["degraded"] is True
+        await client.say("/status", key="k")
+        assert models["fault"] in str(await client.terminal("k"))
+
+
 async def test_a_refresh_finds_what_is_new_and_says_how_each_provider_answered(tmp_path: Path) -> None:
     shelf = Listing("shelf")
     refused = Listing("refused", failure=ProviderError("auth", "no such key"))
