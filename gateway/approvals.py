@@ -11,8 +11,15 @@ from typing import Any, Literal
 import msgspec
 import trio
 
-from triops.gateway.pairing import DeviceToken, PairedDevice, PendingPairing
-from triops.gateway.records import find_pending, load_device, save_device
+from triops.gateway.records import (
+    DeviceToken,
+    PairedDevice,
+    PendingPairing,
+    find_pending,
+    issue_token,
+    load_device,
+    save_device,
+)
 from triops.gateway.scopes import ADMIN, PAIRING, covers
 from triops.runtime.clock import Clock
 from triops.runtime.errors import Invalid
@@ -49,14 +56,9 @@ def approve(
     old = known.token_for(asked.role) if known else None
     live = known.live_token(generation) if known else None
     if live is None or not covers(live.scopes, asked.scopes):
-        issued = DeviceToken(
-            token=token,
-            role=asked.role,
-            scopes=tuple(sorted({*(live.scopes if live else ()), *asked.scopes})),
-            created_at_ms=old.created_at_ms if old else now,
-            rotated_at_ms=now if old else None,
-            issuer=generation if old and old.issuer is not None else None,
-        )
+        scopes = tuple(sorted({*(live.scopes if live else ()), *asked.scopes}))
+        issuer = generation if old and old.issuer is not None else None
+        issued = issue_token(token, scopes, now=now, old=old, issuer=issuer, role=asked.role)
     else:
         issued = live
     device = PairedDevice(
@@ -70,13 +72,13 @@ def approve(
         operator_label=known and known.operator_label,
         roles=tuple(dict.fromkeys((*(known.roles if known else ()), *asked.roles))),
         scopes=tuple(dict.fromkeys((*(known.scopes if known else ()), *asked.scopes))),
-        tokens=(*(each for each in (known.tokens if known else ()) if each.role != asked.role), issued),
+        tokens=known.tokens if known else (),
         remote_ip=asked.remote_ip,
         approved_via="owner",
         created_at_ms=known.created_at_ms if known else now,
         approved_at_ms=now,
         last_seen_at_ms=known and known.last_seen_at_ms,
-    )
+    ).with_token(issued)
     save_device(db, device)
     devices.settle(db, asked.device_id)
     return asked, device
@@ -123,15 +125,9 @@ def rotate(
         raise Invalid(f"{denied}: the device is not approved for that much; it must ask for it first")
     if not covers(by.scopes, wanted):
         raise Invalid(f"{denied}: the token would open more than you may yourself")
-    issued = DeviceToken(
-        token=token,
-        role=role,
-        scopes=wanted,
-        created_at_ms=old.created_at_ms,
-        rotated_at_ms=now,
-        issuer=generation if old.issuer is not None else None,
-    )
-    _replace_token(db, device, issued)
+    issuer = generation if old.issuer is not None else None
+    issued = issue_token(token, wanted, now=now, old=old, issuer=issuer, role=role)
+    save_device(db, device.with_token(issued))
     return issued
 
 
@@ -139,7 +135,8 @@ def revoke(db: Db, device_id: str, role: str, by: Approver, *, now: int) -> None
     """End a device's token."""
     denied = "device token revocation denied"
     device = _known(db, device_id, by, denied)
-    _replace_token(db, device, msgspec.structs.replace(_token(device, role, denied), revoked_at_ms=now))
+    revoked = msgspec.structs.replace(_token(device, role, denied), revoked_at_ms=now)
+    save_device(db, device.with_token(revoked))
 
 
 def _request(db: Db, request_id: str, now: int) -> PendingPairing:
@@ -162,11 +159,6 @@ def _token(device: PairedDevice, role: str, denied: str) -> DeviceToken:
     if token is None:
         raise Invalid(f"{denied}: the device has no token of role {role!r}")
     return token
-
-
-def _replace_token(db: Db, device: PairedDevice, token: DeviceToken) -> None:
-    others = (other for other in device.tokens if other.role != token.role)
-    save_device(db, msgspec.structs.replace(device, tokens=(*others, token)))
 
 
 class Announcer:

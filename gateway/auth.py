@@ -107,10 +107,9 @@ def unauthorized(reason: FailureReason, params: ConnectParams | None = None) -> 
 
 def rate_limited(retry_after: float) -> WireError:
     """The refusal of a peer that failed too often; `retry_after` in seconds."""
-    error = unauthorized("rate_limited").shape
-    return WireError(
-        error.code, error.message, details=error.details, retryable=True, retry_after_ms=round(retry_after * 1000)
-    )
+    error = unauthorized("rate_limited")
+    error.shape = msgspec.structs.replace(error.shape, retryable=True, retry_after_ms=round(retry_after * 1000))
+    return error
 
 
 def _has_untried_device_token(params: ConnectParams) -> bool:

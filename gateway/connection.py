@@ -13,8 +13,8 @@ import trio
 from trio_websocket import ConnectionClosed, HandshakeError, WebSocketConnection, wrap_server_stream
 from wsproto.utilities import LocalProtocolError
 
-from triops.gateway.door import Caller, Door
-from triops.gateway.errors import ErrorShape, WireError, error_shape
+from triops.gateway.door import Caller
+from triops.gateway.errors import ErrorShape, WireError
 from triops.gateway.frames import Request, encode_error, encode_response
 from triops.gateway.hello import MAX_PAYLOAD, hello_ok
 from triops.gateway.methods import ANSWERED, Call, dispatch
@@ -35,7 +35,7 @@ from triops.gateway.session import (
     State,
     close_reason,
 )
-from triops.gateway.transport import Broken, Transport
+from triops.gateway.transport import Broken, Transport, close_frame, text_frame
 from triops.runtime.boundaries import contain
 from triops.runtime.errors import Unavailable
 
@@ -50,14 +50,11 @@ CLOSE_GRACE = 1.0  # seconds that a close handshake may take
 class Connection:
     """A client past its upgrade. Also a `methods.Subscriber` and a `fanout.Audience`."""
 
-    def __init__(
-        self, ws: WebSocketConnection, transport: Transport, caller: Caller, services: Services, door: Door
-    ) -> None:
+    def __init__(self, ws: WebSocketConnection, transport: Transport, caller: Caller, services: Services) -> None:
         self._ws = ws
         self._transport = transport
         self._caller = caller
         self._services = services
-        self._door = door
         self._session = GatewaySession(nonce=str(uuid4()))
         self._slots = trio.Semaphore(REQUESTS_AT_WORK)
         self._parked = 0
@@ -174,7 +171,7 @@ class Connection:
         self.device = params.device.id if params.device else None
         with contain(log, "a connect failed by our own fault", failed=lambda _: self.close(1011, "internal error")):
             try:
-                decision = await self._door.admit(params, self._caller, nonce=self._session.nonce)
+                decision = await self._services.door.admit(params, self._caller, nonce=self._session.nonce)
                 if isinstance(decision, Admit):
                     await self._welcome(params, decision, nursery)
                     return
@@ -185,7 +182,7 @@ class Connection:
             await self._act(self._session.refused(decision.error, reason=decision.close_reason), nursery)
 
     async def _welcome(self, params: ConnectParams, admitted: Admit, nursery: trio.Nursery) -> None:
-        hello = await hello_ok(self._services, self.id, admitted, auth_mode=self._door.mode)
+        hello = await hello_ok(self._services, self.id, admitted)
         if self._session.state is not State.DECIDING or self._close is not None:
             return  # it took too long, or what it stood on was taken back, and the close is on its way
         self._transport.cap(None)
@@ -237,7 +234,10 @@ class Connection:
                 if payload is not ANSWERED:
                     respond(payload)
             except Exception as failure:  # noqa: BLE001 - the request boundary
-                error = self._failure(request, failure)
+                error = self._services.shape_of(failure, method=request.method)
+                if error.code != "INTERNAL_ERROR":
+                    about = {"method": request.method, "code": error.code, "reason": error.message}
+                    self._services.log.refusal("refused a call", "info", **about, **self._who())
                 respond(error)
             await self._act(self._session.answered(error), nursery)
         finally:
@@ -245,17 +245,6 @@ class Connection:
                 self._parked -= 1
             else:
                 self._slots.release()
-
-    def _failure(self, request: Request, failure: Exception) -> ErrorShape:
-        log_id = uuid4().hex[:12]
-        shape = error_shape(failure, log_id=log_id)
-        log = self._services.log
-        if shape.code == "INTERNAL_ERROR":
-            log.error("a request failed by our own fault", method=request.method, id=log_id, error=failure)
-        else:
-            about = {"method": request.method, "code": shape.code, "reason": shape.message}
-            log.refusal("refused a call", "info", **about, **self._who())
-        return shape
 
     def _respond(self, request: Request, payload: Any) -> None:
         if isinstance(payload, ErrorShape):
@@ -303,27 +292,10 @@ class Connection:
                 nursery.cancel_scope.cancel(reason="no pong")
 
 
-def close_frame(code: int, reason: str) -> bytes:
-    """An unmasked WebSocket close frame (RFC 6455 §5.5.1) for a reason of at most 123 bytes."""
-    payload = code.to_bytes(2, "big") + reason.encode()
-    return b"\x88" + bytes((len(payload),)) + payload
-
-
-def text_frame(payload: bytes) -> bytes:
-    """An unmasked, final WebSocket text frame (RFC 6455 §5.2)."""
-    size = len(payload)
-    if size < 126:
-        return b"\x81" + bytes((size,)) + payload
-    if size < 65536:
-        return b"\x81\x7e" + size.to_bytes(2, "big") + payload
-    return b"\x81\x7f" + size.to_bytes(8, "big") + payload
-
-
 async def serve_websocket(
     transport: Transport,
     caller: Caller,
     services: Services,
-    door: Door,
     *,
     opened: Callable[[Connection], None],
 ) -> None:
@@ -340,7 +312,7 @@ async def serve_websocket(
                     nursery, transport, message_queue_size=16, max_message_size=MAX_PAYLOAD, receive_buffer_size=65536
                 )
                 ws = await request.accept()
-            connection = Connection(ws, transport, caller, services, door)
+            connection = Connection(ws, transport, caller, services)
             opened(connection)
             cut_short = await connection.serve(nursery)
             nursery.cancel_scope.cancel(reason="the connection is over")

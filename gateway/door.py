@@ -25,17 +25,16 @@ from triops.gateway.locality import (
     normalise_address,
     single_header,
 )
-from triops.gateway.pairing import Admit, Facts, PendingPairing, Refuse, decide
-from triops.gateway.records import load_device, load_pending, save_device, save_pending
+from triops.gateway.pairing import Admit, Facts, Refuse, decide
+from triops.gateway.records import PendingPairing, load_device, load_pending, save_device, save_pending
 from triops.gateway.remedies import remedied
 from triops.gateway.schema.connect import ConnectParams, Credentials
 from triops.gateway.scopes import ADMIN, SCOPES, covers, parse_cap
-from triops.runtime.clock import Clock
+from triops.runtime.compose import Runtime
 from triops.runtime.logs import Log
 from triops.runtime.secrets import Secret
 from triops.runtime.store import devices
 from triops.runtime.store.db import Db
-from triops.runtime.store.sqlite import Store
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -51,6 +50,18 @@ class Caller(msgspec.Struct, frozen=True):
     @property
     def limiter_key(self) -> Any:
         return peer_key(self.address, loopback=is_loopback(self.address), origin=self.origin)
+
+    @property
+    def bearer(self) -> str:
+        """The secret that it offers; empty without one."""
+        kind, _, candidate = (single_header(self.headers, b"authorization") or "").partition(" ")
+        return candidate.strip() if kind.lower() == "bearer" else ""
+
+    @property
+    def scope_cap(self) -> tuple[str, ...] | None:
+        """The scopes that its own header limits it to."""
+        cap = single_header(self.headers, b"x-openclaw-scopes")
+        return None if cap is None else parse_cap(cap)
 
 
 def caller_of(address: str, headers: Headers) -> Caller:
@@ -69,46 +80,28 @@ LONG_TOKEN = 24  # characters; ours have 43
 
 
 class Door:
-    """One a gateway; holds the limiter, and the secret to compare with."""
+    """One a gateway; holds the limiter, and the secret to compare with. Its configuration is that of the start."""
 
-    def __init__(
-        self,
-        *,
-        mode: AuthMode,
-        secret: Secret | None,
-        allowed_origins: tuple[str, ...],
-        bind_host: str,
-        store: Store,
-        clock: Clock,
-        log: Log,
-        announcer: Announcer,
-        auto_approve_local: bool,
-    ) -> None:
-        self.mode: AuthMode = mode
-        self.port = 0
-        """The real one, once it is open."""
-        self._allowed_origins = allowed_origins
+    def __init__(self, runtime: Runtime, *, bind_host: str, log: Log, announcer: Announcer) -> None:
+        self._config = runtime.config.gateway
+        self._store = runtime.store
+        self._clock = runtime.clock
         self._bind_host = bind_host
-        self._store = store
-        self._clock = clock
         self._log = log
         self._announcer = announcer
-        self._auto_approve_local = auto_approve_local
-        self.change_secret(secret)
+        self.mode: AuthMode = self._config.auth.mode
+        self.port = 0
+        """The real one, once it is open."""
+        self.change_secret(runtime.gateway_secret)
 
     def change_secret(self, secret: Secret | None) -> None:
         """From now on compare with `secret`; what was proven by another one is its connections' business."""
         self._matches: Matches | None = secret.matches if secret is not None else None
-        self._generation = (
-            "" if secret is None else hashlib.sha256(b"generation:" + secret.reveal().encode()).hexdigest()
-        )
-        guessable = self.mode == "password" or secret is None or len(secret.reveal()) < LONG_TOKEN
-        self._limiter = AuthLimiter(trio.current_time, guessable=guessable)
-
-    @property
-    def generation(self) -> str:
+        text = "" if secret is None else secret.reveal()
+        self.generation = hashlib.sha256(f"generation:{text}".encode()).hexdigest() if text else ""
         """Which secret is the present one; another after it changed."""
-        return self._generation
+        guessable = self.mode == "password" or len(text) < LONG_TOKEN
+        self._limiter = AuthLimiter(trio.current_time, guessable=guessable)
 
     def check_head(self, caller: Caller) -> None:
         """What every request must pass before anything of it is looked at.
@@ -133,7 +126,7 @@ class Door:
                 caller.origin,
                 host=caller.host,
                 locality=caller.locality,
-                allowed=self._allowed_origins,
+                allowed=self._config.control_ui.allowed_origins,
                 local_pages=self.mode != "none",
             )
         except WireError as error:
@@ -189,16 +182,15 @@ class Door:
 
     async def _decide(self, params: ConnectParams, caller: Caller, nonce: str, shared: SharedAuth) -> Admit | Refuse:
         now = self._clock()
-        cap = single_header(caller.headers, b"x-openclaw-scopes")
         facts = Facts(
             params=params,
             locality=caller.locality,
             address=caller.address,
             has_origin=caller.origin is not None,
             shared=shared,
-            scope_cap=None if cap is None else parse_cap(cap),
-            auto_approve_local=self._auto_approve_local,
-            secret_generation=self._generation,
+            scope_cap=caller.scope_cap,
+            auto_approve_local=self._config.nodes.pairing.auto_approve_local,
+            secret_generation=self.generation,
             now_ms=now,
             new_token=Secret(secrets.token_urlsafe(32)),
             new_request_id=str(uuid4()),
@@ -232,13 +224,10 @@ class Door:
         Raises:
             WireError: `details.code` says why not.
         """
-        bearer = single_header(caller.headers, b"authorization") or ""
-        kind, _, candidate = bearer.partition(" ")
-        offered = candidate.strip() if kind.lower() == "bearer" else ""
-        auth = Credentials(token=offered or None)
+        auth = Credentials(token=caller.bearer or None)
         delay = 0.0
         try:
-            if not offered:
+            if not auth.token:
                 shared = self._check(auth, caller)
             else:
                 with self._limiter.reserve(caller.limiter_key) as attempt:
@@ -287,17 +276,13 @@ def decide_with_records(db: Db, facts: Facts, public_key: str) -> _Decided:
     device, pending = load_device(db, device_id), load_pending(db, device_id)
     decision = decide(msgspec.structs.replace(facts, public_key=public_key, device=device, pending=pending))
     if isinstance(decision, Admit):
-        if decision.device is None:
-            return _Decided(decision)
-        save_device(db, decision.device)
-        approved = decision.device.approved_at_ms == now
-        if pending is None or not approved or not covers(decision.device.scopes, pending.scopes):
-            return _Decided(decision)
-        devices.settle(db, device_id)
-        return _Decided(decision, settled=pending)
-    if decision.pending is None:
-        return _Decided(decision)
-    save_pending(db, decision.pending, now=now)
-    if pending is not None and pending.request_id == decision.pending.request_id:
-        return _Decided(decision)
-    return _Decided(decision, settled=pending, requested=decision.pending)
+        if (record := decision.device) is not None:
+            save_device(db, record)
+            if pending and record.approved_at_ms == now and covers(record.scopes, pending.scopes):
+                devices.settle(db, device_id)
+                return _Decided(decision, settled=pending)
+    elif (asked := decision.pending) is not None:
+        save_pending(db, asked, now=now)
+        if pending is None or pending.request_id != asked.request_id:
+            return _Decided(decision, settled=pending, requested=asked)
+    return _Decided(decision)

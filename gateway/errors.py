@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from triops.runtime.errors import Busy, Conflict, Invalid, NotFound, RuntimeFault, Unavailable
+from triops.runtime.errors import Busy, Conflict, Invalid, NotFound, Unavailable
 
 Code = Literal["INVALID_REQUEST", "FORBIDDEN", "NOT_PAIRED", "UNAVAILABLE", "APPROVAL_NOT_FOUND", "INTERNAL_ERROR"]
 """Top-level codes (protocol §8); `INTERNAL_ERROR` is ours, for faults that are nobody's but ours."""
@@ -46,8 +46,14 @@ def error_shape(error: Exception, *, log_id: str) -> ErrorShape:
     match error:
         case WireError():
             return error.shape
-        case Invalid() | NotFound() | Conflict():
-            return ErrorShape(code="INVALID_REQUEST", message=str(error), details=_details(error))
+        case Invalid():
+            return ErrorShape(code="INVALID_REQUEST", message=str(error), details=error.details)
+        case NotFound():
+            details = {"code": "NOT_FOUND"} | (error.details or {})
+            return ErrorShape(code="INVALID_REQUEST", message=str(error), details=details)
+        case Conflict():
+            details = {"reason": "chat-request-conflict"} | (error.details or {})
+            return ErrorShape(code="INVALID_REQUEST", message=str(error), details=details)
         case Busy() | Unavailable():
             after = None if error.retry_after is None else round(error.retry_after * 1000)
             return ErrorShape(
@@ -57,16 +63,6 @@ def error_shape(error: Exception, *, log_id: str) -> ErrorShape:
             return ErrorShape(
                 code="INTERNAL_ERROR", message=f"internal error (log id {log_id})", details={"logId": log_id}
             )
-
-
-def _details(error: RuntimeFault) -> dict[str, Any] | None:
-    match error:
-        case NotFound():
-            return {"code": "NOT_FOUND"} | (error.details or {})
-        case Conflict():
-            return {"reason": "chat-request-conflict"} | (error.details or {})
-        case _:
-            return error.details
 
 
 _STATUS: dict[Code, int] = {

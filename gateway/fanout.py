@@ -118,7 +118,7 @@ class Fanout:
     def broadcast(self, name: str, payload: Any, *, state_version: Any = None, scope: str | None = None) -> None:
         """An event of the gateway's own for everybody, or for those with `scope`."""
         event = encode_event(name, payload, state_version=state_version)
-        self._send(event, (c for c in self._all() if scope is None or scope in c.scopes))
+        self._send(event, (c for c in self._audience.values() if scope is None or scope in c.scopes))
 
     # -- what the runtime tells ------------------------------------------------------------------------------------
 
@@ -136,9 +136,8 @@ class Fanout:
             case RunModel(run, seq, ts, provider, model):
                 self._lifecycle(run, seq, ts, {"phase": "model", "provider": provider, "model": model})
             case RunThinking(run, seq, ts, delta):
-                self._run_event(
-                    run, "agent", wire.agent_event(run, seq, ts, "thinking", {"text": delta, "delta": delta})
-                )
+                thought = wire.agent_event(run, seq, ts, "thinking", {"text": delta, "delta": delta})
+                self._run_event(run, "agent", thought)
             case RunUsage(run, seq, ts, output_tokens):
                 usage = wire.agent_event(run, seq, ts, "usage", {"outputTokens": output_tokens})
                 self._run_event(run, "agent", usage, urgent=False)  # a tool's start or the end follows
@@ -248,15 +247,14 @@ class Fanout:
         subscribers = self._subscribers(event.session_key)
         if not subscribers:
             return
-        payload: dict[str, Any] = {
-            "sessionKey": event.session_key,
-            "agentId": event.agent_id,
-            "message": wire.shown_message(event.message, event.message_id, event.seq, event.run_id),
-            "messageId": event.message_id,
-            "messageSeq": event.seq,
-        }
-        if event.run_id is not None:
-            payload["runId"] = event.run_id
+        payload = wire.given(
+            sessionKey=event.session_key,
+            agentId=event.agent_id,
+            message=wire.shown_message(event.message, event.message_id, event.seq, event.run_id),
+            messageId=event.message_id,
+            messageSeq=event.seq,
+            runId=event.run_id,
+        )
         self._send(encode_event("session.message", payload), subscribers)
 
     def _changed(self, event: SessionChanged) -> None:
@@ -266,9 +264,6 @@ class Fanout:
             self._send(encode_event("sessions.changed", payload), subscribers)
 
     # -- who hears -------------------------------------------------------------------------------------------------
-
-    def _all(self) -> Iterator[Audience]:
-        return iter(self._audience.values())
 
     def _listeners(self, run: RunInfo) -> Iterator[Audience]:
         return (c for c in self._audience.values() if c.reads and (not c.scoped or run.session_key in c.session_keys))

@@ -1,12 +1,12 @@
 """`hello-ok`: what a client is told when it is let in (protocol §3.4). Advertises only what works."""
 
+from triops.gateway.handlers.intake import MAX_IMAGE
 from triops.gateway.handlers.system import health_summary
 from triops.gateway.methods import METHODS
 from triops.gateway.outbox import MAX_BYTES
 from triops.gateway.pairing import Admit
 from triops.gateway.schema.connect import (
     AttachmentPolicy,
-    AuthMethod,
     Features,
     HelloAuth,
     HelloOk,
@@ -40,7 +40,7 @@ EVENTS = (
 )
 
 
-async def hello_ok(services: Services, connection_id: str, admitted: Admit, *, auth_mode: AuthMethod) -> HelloOk:
+async def hello_ok(services: Services, connection_id: str, admitted: Admit) -> HelloOk:
     """The payload for a connection that was just admitted."""
     runtime = services.runtime
     admin = ADMIN in admitted.scopes
@@ -62,7 +62,7 @@ async def hello_ok(services: Services, connection_id: str, admitted: Admit, *, a
             ),
             config_path=str(runtime.paths.config) if admin else None,
             state_dir=str(runtime.paths.state) if admin else None,
-            auth_mode=auth_mode if admin and auth_mode != "device-token" else None,
+            auth_mode=services.door.mode if admin else None,
         ),
         auth=HelloAuth(
             method=admitted.method,
@@ -75,6 +75,6 @@ async def hello_ok(services: Services, connection_id: str, admitted: Admit, *, a
             max_payload=MAX_PAYLOAD,
             max_buffered_bytes=MAX_BYTES,
             tick_interval_ms=TICK_MS,
-            attachments=AttachmentPolicy(max_bytes=10 * 1024 * 1024, max_image_bytes=6 * 1024 * 1024),
+            attachments=AttachmentPolicy(max_bytes=10 * 1024 * 1024, max_image_bytes=MAX_IMAGE),
         ),
     )

@@ -8,9 +8,8 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Generator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
-from typing import cast
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 
 import msgspec
 import trio
@@ -35,15 +34,6 @@ class Host(msgspec.Struct, frozen=True):
     log: Log
 
 
-@contextmanager
-def _open_log(paths: Paths, loaded: LoadedConfig, *, console: bool) -> Generator[tuple[Log, LogFile]]:
-    level = loaded.config.logging.level
-    with ExitStack() as stack:
-        file = stack.enter_context(LogFile(paths.logs))
-        sinks = [file, stack.enter_context(Console(sys.stderr))] if console else [file]
-        yield Log(*sinks, level=level), file
-
-
 @asynccontextmanager
 async def open_host(
     loaded: LoadedConfig, *, port: int | None = None, any_port: bool = True, console: bool = False
@@ -63,7 +53,9 @@ async def open_host(
     narrowed = prepare_state(paths)
     with ExitStack() as stack:
         instance = stack.enter_context(hold_instance(paths))
-        log, file = stack.enter_context(_open_log(paths, loaded, console=console))
+        file = stack.enter_context(LogFile(paths.logs))
+        terminal = [stack.enter_context(Console(sys.stderr))] if console else []
+        log = Log(file, *terminal, level=loaded.config.logging.level)
         secret = gateway_secret(loaded, paths)
         log.redactor.add([*loaded.secrets, *([secret] if secret else [])])
         for warning in narrowed:
@@ -80,7 +72,7 @@ async def open_host(
             gateway = await parts.enter_async_context(
                 open_gateway(runtime, listeners, host=config.host, version=__version__)
             )
-            in_file = loaded.config.gateway.auth.mode == "token" and loaded.config.gateway.auth.token is None
+            in_file = config.auth.mode == "token" and config.auth.token is None
             stack.enter_context(instance.published(gateway.url, __version__, token_file=in_file))
             log.info("listening", url=gateway.url, at=", ".join(gateway.services.listening), pid=os.getpid())
             yield Host(gateway.url, secret, gateway, log)
@@ -120,15 +112,3 @@ async def _run(loaded: LoadedConfig, port: int | None) -> None:
 async def _hasten(received: AsyncIterator[int], gateway: Gateway) -> None:
     async for _ in received:  # each is taken: one that is left over would kill a process that has stopped well
         gateway.patience.cancel(reason="a second signal")
-
-
-def leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
-    """The exceptions in a group, however deep."""
-    found: list[BaseException] = []
-    for error in group.exceptions:
-        found += (
-            leaves(cast("BaseExceptionGroup[BaseException]", error))
-            if isinstance(error, BaseExceptionGroup)
-            else [error]
-        )
-    return found

@@ -11,7 +11,6 @@ pause would shut all others out: there an exempt peer's secret is always compare
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from math import inf
-from types import TracebackType
 
 import msgspec
 
@@ -77,9 +76,7 @@ class Attempt:
     def __enter__(self) -> "Attempt":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._settle()
 
     def succeeded(self) -> None:
@@ -128,12 +125,9 @@ class AuthLimiter:
         if not peer.exempt and (now < record.locked_until or failures + record.reserved >= LIMIT):
             raise rate_limited(max(record.locked_until - now, BUSY_RETRY))
         record.held = [until for until in record.held if until > now]
-        delay = _delay(max(failures, self._all.count(now)))
+        past = max(failures, self._all.count(now)) - LIMIT
+        delay = 0.0 if past < 0 else min(FIRST_DELAY * 2.0**past, MAX_DELAY)
         bounded = self._guessable or not peer.exempt
         if bounded and delay and len(record.held) + record.reserved >= LIMIT:
             raise rate_limited(BUSY_RETRY)
         return Attempt(self._clock, record, self._all, delay)
-
-
-def _delay(failures: int) -> float:
-    return 0.0 if failures < LIMIT else min(FIRST_DELAY * 2.0 ** (failures - LIMIT), MAX_DELAY)

@@ -13,88 +13,14 @@ from triops.gateway.auth import FailureReason, SharedAuth, unauthorized
 from triops.gateway.devices import normalise_metadata
 from triops.gateway.errors import WireError
 from triops.gateway.locality import Locality
+from triops.gateway.records import DeviceToken, PairedDevice, PendingPairing, issue_token, pairing_request
 from triops.gateway.schema.connect import AuthMethod, ClientInfo, ConnectParams
 from triops.gateway.scopes import SCOPES, covers, limited, operator_scopes
 from triops.runtime.secrets import Secret
 
-PENDING_TTL_MS = 300_000
-"""How long a pairing request waits after its last refresh."""
-
 Reason = Literal["not-paired", "metadata-upgrade", "role-upgrade", "scope-upgrade"]
 
 _NATIVE_APPS = frozenset(("openclaw-macos", "openclaw-linux", "openclaw-ios", "openclaw-watchos", "openclaw-android"))
-
-
-class DeviceToken(msgspec.Struct, frozen=True, kw_only=True):
-    """A device's own secret for one role."""
-
-    token: Secret
-    role: str
-    scopes: tuple[str, ...]
-    created_at_ms: int
-    rotated_at_ms: int | None = None
-    revoked_at_ms: int | None = None
-    issuer: str | None = None
-    """Generation of the shared secret that a browser's token is bound to: it ends with that secret."""
-
-    @property
-    def issued_at_ms(self) -> int:
-        return self.rotated_at_ms or self.created_at_ms
-
-
-class PairedDevice(msgspec.Struct, frozen=True, kw_only=True):
-    """A device that was approved (§6.6)."""
-
-    device_id: str
-    public_key: str
-    client_id: str
-    client_mode: str
-    platform: str
-    device_family: str | None = None
-    display_name: str | None = None
-    operator_label: str | None = None
-    """What operators call it."""
-    roles: tuple[str, ...]
-    scopes: tuple[str, ...]
-    """The approved ones: no token and no connection goes beyond them, save the local backend's shared secret."""
-    tokens: tuple[DeviceToken, ...] = ()
-    """At most one a role."""
-    remote_ip: str | None = None
-    approved_via: Literal["owner", "silent"]
-    created_at_ms: int
-    approved_at_ms: int
-    last_seen_at_ms: int | None = None
-
-    def token_for(self, role: str) -> DeviceToken | None:
-        return next((token for token in self.tokens if token.role == role), None)
-
-    def live_token(self, generation: str) -> DeviceToken | None:
-        """The operator's token if it still opens anything: not revoked, within what is approved, and not bound to
-        another secret than the gateway's present one."""
-        token = self.token_for("operator")
-        if token is None or token.revoked_at_ms is not None or token.issuer not in (None, generation):
-            return None
-        return token if "operator" in self.roles and covers(self.scopes, token.scopes) else None
-
-
-class PendingPairing(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
-    """A request that waits for somebody's approval (§6.5); one a device. Also the payload of its event."""
-
-    request_id: str
-    device_id: str
-    public_key: str
-    display_name: str | None = None
-    platform: str
-    device_family: str | None = None
-    client_id: str
-    client_mode: str
-    role: str
-    roles: tuple[str, ...]
-    scopes: tuple[str, ...]
-    remote_ip: str | None = None
-    silent: bool = msgspec.field(default_factory=bool)  # a factory: `omit_defaults` leaves out plain defaults
-    is_repair: bool = msgspec.field(default_factory=bool)
-    ts: int
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -233,12 +159,7 @@ def _paired(
     if device is None or reasons:
         device = _approved(facts, device, requested)
     token = _token(facts, device, method, requested)
-    device = msgspec.structs.replace(
-        device,
-        tokens=(*(other for other in device.tokens if other.role != "operator"), token),
-        remote_ip=facts.address,
-        last_seen_at_ms=facts.now_ms,
-    )
+    device = msgspec.structs.replace(device.with_token(token), remote_ip=facts.address, last_seen_at_ms=facts.now_ms)
     return Admit(method=method, role="operator", scopes=requested, device=device, token=token)
 
 
@@ -298,15 +219,9 @@ def _token(facts: Facts, device: PairedDevice, method: AuthMethod, requested: tu
     issuer = facts.secret_generation if web and method in ("token", "password") else None
     if live is not None and covers(live.scopes, requested) and (method == "device-token" or live.issuer == issuer):
         return live
-    return DeviceToken(
-        token=facts.new_token,
-        role="operator",
-        # What the last one could, so that two programs with one identity do not take turns in rotating it.
-        scopes=tuple(sorted(_union(live.scopes if live else (), requested))),
-        created_at_ms=old.created_at_ms if old else facts.now_ms,
-        rotated_at_ms=facts.now_ms if old else None,
-        issuer=issuer,
-    )
+    # With what the last one could, so that two programs with one identity do not take turns in rotating it.
+    scopes = tuple(sorted(_union(live.scopes if live else (), requested)))
+    return issue_token(facts.new_token, scopes, now=facts.now_ms, old=old, issuer=issuer)
 
 
 _REQUIREMENTS: dict[Reason, tuple[str, str]] = {
@@ -347,42 +262,6 @@ def _held(facts: Facts, device: PairedDevice | None, reason: Reason, requested: 
         error=WireError("NOT_PAIRED", message, details=details),
         close_reason=f"{message} (requestId: {pending.request_id})",
         pending=pending,
-    )
-
-
-def pairing_request(
-    device: PairedDevice,
-    live: PendingPairing | None,
-    scopes: tuple[str, ...],
-    *,
-    now: int,
-    new_id: str,
-    is_repair: bool = True,
-) -> PendingPairing:
-    """What a device as `device` describes it asks for: its `live` request, refreshed, if that covers `scopes`; else a
-    new one in its place."""
-    if (
-        live is not None
-        and now < live.ts + PENDING_TTL_MS
-        and live.public_key == device.public_key
-        and covers(live.scopes, scopes)
-    ):
-        return msgspec.structs.replace(live, ts=now)
-    return PendingPairing(
-        request_id=new_id,
-        device_id=device.device_id,
-        public_key=device.public_key,
-        display_name=device.display_name,
-        platform=device.platform,
-        device_family=device.device_family,
-        client_id=device.client_id,
-        client_mode=device.client_mode,
-        role="operator",
-        roles=("operator",),
-        scopes=tuple(dict.fromkeys(scopes)),
-        remote_ip=device.remote_ip,
-        is_repair=is_repair,
-        ts=now,
     )
 
 

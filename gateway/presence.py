@@ -15,6 +15,9 @@ KEEP_GONE_MS = 300_000
 """How long a client that left is still shown, with `reason: disconnect`."""
 
 
+_SAME = [name for name in ClientInfo.__struct_fields__ if name in PresenceEntry.__struct_fields__]
+
+
 class Presence:
     """The list, and the counter that rides on it."""
 
@@ -53,19 +56,13 @@ class Presence:
             host=name,
             client_id=client.id,
             ip=address,
-            version=client.version,
-            platform=client.platform,
-            device_family=client.device_family,
-            model_identifier=client.model_identifier,
-            time_zone=client.time_zone,
-            mode=client.mode,
+            **{name: getattr(client, name) for name in _SAME},
             reason="connect",
             text=f"{name} · mode {client.mode}",
             online_since=now,
             device_id=device,
             roles=("operator",),
             scopes=limited(scopes, SCOPES),
-            instance_id=client.instance_id,
         )
         self.version += 1
         return True

@@ -6,57 +6,36 @@ from triops.agents.model import ModelInfo, ModelRef
 from triops.gateway.schema.sessions import SessionRow
 from triops.runtime.agents import AgentProfile
 from triops.runtime.compose import Runtime
-from triops.runtime.models import Resolved
 from triops.runtime.runs.state import RunState
 from triops.runtime.sessions import Session, is_main, is_subagent
+
+_OWN = ("status", "model")  # what runs now, and the model that it comes to
+_SAME = [name for name in SessionRow.__struct_fields__ if name in Session.__struct_fields__ and name not in _OWN]
 
 
 def session_row(runtime: Runtime, session: Session) -> SessionRow:
     """The session as `sessions.list` and its relatives show it."""
     open_runs = runtime.runs.open_runs(session.key)
     running = [run for run in open_runs if run.state is RunState.RUNNING]
-    resolved = _model_of(runtime, session)
-    finished = session.ended_at is not None and session.started_at is not None and not running
+    name = session.model or runtime.catalog.default
+    resolved = runtime.catalog.find(name) if name else None
+    started, ended = session.started_at, session.ended_at
     return SessionRow(
-        key=session.key,
-        session_id=session.session_id,
-        agent_id=session.agent_id,
+        **{name: getattr(session, name) for name in _SAME},
         classification="main" if is_main(session.key) else "direct",
         is_main=is_main(session.key),
         is_background=is_subagent(session.key),
-        created_via=session.created_via,
-        created_at=session.created_at,
-        updated_at=session.updated_at,
-        label=session.label,
-        display_name=session.display_name,
         last_message_preview=session.last_preview,
-        last_interaction_at=session.last_interaction_at,
         status="running" if running else "queued" if open_runs else session.status,
-        started_at=session.started_at,
-        ended_at=session.ended_at,
-        runtime_ms=session.ended_at - session.started_at
-        if finished and session.ended_at is not None and session.started_at is not None
-        else None,
+        runtime_ms=None if running or started is None or ended is None else ended - started,
         aborted_last_run=session.status == "killed",
-        last_run_id=session.last_run_id,
-        last_run_error=session.last_run_error,
-        spawned_by=session.spawned_by,
         parent_session_key=session.spawned_by,
-        spawn_depth=session.spawn_depth,
-        input_tokens=session.input_tokens,
-        output_tokens=session.output_tokens,
-        total_tokens=session.total_tokens,
         context_tokens=resolved.info.context_window if resolved else None,
         model_provider=resolved.info.ref.provider if resolved else None,
         model=resolved.info.ref.model if resolved else None,
         has_active_run=bool(open_runs),
         active_run_ids=tuple(run.id for run in running),
     )
-
-
-def _model_of(runtime: Runtime, session: Session) -> Resolved | None:
-    name = session.model or runtime.catalog.default
-    return runtime.catalog.find(name) if name else None
 
 
 def session_defaults(runtime: Runtime) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from collections.abc import AsyncGenerator, Generator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from errno import EADDRINUSE
 from socket import socket as Socket
-from uuid import uuid4
 
 import trio
 from msgspec.structs import replace
@@ -16,8 +15,8 @@ from msgspec.structs import replace
 from triops.agents.sockets import with_raw
 from triops.gateway import handlers
 from triops.gateway.connection import Connection, serve_websocket
-from triops.gateway.door import Caller, Door, caller_of
-from triops.gateway.errors import WireError, error_shape, http_status
+from triops.gateway.door import Caller, caller_of
+from triops.gateway.errors import WireError, http_status
 from triops.gateway.handlers.system import health_summary
 from triops.gateway.hello import TICK_MS
 from triops.gateway.http.exchange import Answer, HttpResponse, refuse, serve_http
@@ -44,9 +43,8 @@ assert handlers  # importing it fills the table of methods
 class Gateway:
     """An open gateway; see `open_gateway`."""
 
-    def __init__(self, services: Services, door: Door, *, grace: float) -> None:
+    def __init__(self, services: Services, *, grace: float) -> None:
         self.services = services
-        self.door = door
         self.url = ""
         self._grace = grace
         self.patience = trio.CancelScope()
@@ -127,9 +125,9 @@ class Gateway:
                 await self._refuse(transport, address, error.status, str(error))
             return
         try:
-            self.door.check_head(caller)
+            self.services.door.check_head(caller)
         except WireError as error:
-            await refuse(transport, http_status(error_shape(error, log_id="")), str(error))
+            await refuse(transport, http_status(error.shape), str(error))
             return
         if self._stopping:
             await self._refuse(transport, address, 503, "the gateway is stopping")
@@ -156,7 +154,7 @@ class Gateway:
         raise HeadError(503, "too many sockets have asked nothing yet")
 
     async def _serve_http(self, transport: Transport, address: str) -> None:
-        routes = Routes(self.services, self.door, address, stopping=lambda: self._stopping)
+        routes = Routes(self.services, address, stopping=lambda: self._stopping)
         crowded = self._is_crowded(address, UNAUTHENTICATED_PER_ADDRESS // 2)  # the rest is for WebSockets
         with self._stranger(address) as stranger:
 
@@ -209,7 +207,7 @@ class Gateway:
 
         with self._stranger(caller.address) as stranger:
             try:
-                await serve_websocket(transport, caller, self.services, self.door, opened=opened)
+                await serve_websocket(transport, caller, self.services, opened=opened)
             finally:
                 if connection is not None:
                     self._connections.discard(connection)
@@ -272,24 +270,11 @@ async def open_gateway(
     runtime: Runtime, listeners: list[trio.SocketListener], *, host: str, version: str, grace: float = GRACE
 ) -> AsyncGenerator[Gateway]:
     """Serve clients at `listeners`, opened for the address `host`, until the block ends; closes them."""
-    gateway_config = runtime.config.gateway
-    services = Services(runtime, version=version, boot_id=str(uuid4()))
-    door = Door(
-        mode=gateway_config.auth.mode,
-        secret=runtime.gateway_secret,
-        allowed_origins=gateway_config.control_ui.allowed_origins,
-        bind_host=host,
-        store=runtime.store,
-        clock=runtime.clock,
-        log=services.log,
-        announcer=services.announcer,
-        auto_approve_local=gateway_config.nodes.pairing.auto_approve_local,
-    )
-    services.change_secret, services.generation = door.change_secret, lambda: door.generation
-    gateway = Gateway(services, door, grace=grace)
+    services = Services(runtime, host=host, version=version)
+    gateway = Gateway(services, grace=grace)
     services.listening = [_address(*listener.socket.getsockname()[:2]) for listener in listeners]
-    door.port = listeners[0].socket.getsockname()[1]
-    gateway.url = f"http://{_address({'0.0.0.0': '127.0.0.1', '::': '::1'}.get(host, host), door.port)}"
+    services.door.port = port = listeners[0].socket.getsockname()[1]
+    gateway.url = f"http://{_address({'0.0.0.0': '127.0.0.1', '::': '::1'}.get(host, host), port)}"
     with runtime.bus.subscribe(services.feeds.hear, RunDelta, RunTool, RunEnded):
         async with trio.open_nursery() as nursery:
             await nursery.start(gateway.serve, listeners, name="gateway")

@@ -1,13 +1,16 @@
 """What every connection and request shares: the runtime below, the fan-out, presence, counters. No logic."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
+from uuid import uuid4
 
 import trio
 
 from triops.gateway.admission import Parking, WriteLimiter
 from triops.gateway.approvals import Announcer
+from triops.gateway.door import Door
+from triops.gateway.errors import ErrorShape, error_shape
 from triops.gateway.fanout import Fanout
 from triops.gateway.feeds import Feeds
 from triops.gateway.frames import StateVersion
@@ -16,9 +19,6 @@ from triops.gateway.rows import session_row
 from triops.gateway.scopes import READ
 from triops.runtime.compose import Runtime
 from triops.runtime.logs import Log
-from triops.runtime.secrets import Secret
-
-INVALIDATED = 4001  # close code: what the connection stood on holds no more
 
 
 class Socket(Protocol):
@@ -38,10 +38,9 @@ class Socket(Protocol):
 class Services:
     """Made once by the server; belongs to the Trio thread."""
 
-    def __init__(self, runtime: Runtime, *, version: str, boot_id: str) -> None:
+    def __init__(self, runtime: Runtime, *, host: str, version: str) -> None:
         self.runtime = runtime
         self.version = version
-        self.boot_id = boot_id
         self.log: Log = runtime.log.bind("gateway")
         self.fanout = Fanout(runtime.bus, partial(session_row, runtime))
         self.presence = Presence(runtime.clock, version=version)
@@ -51,14 +50,12 @@ class Services:
         self.announcer = Announcer(
             lambda name, payload, scope: self.fanout.broadcast(name, payload, scope=scope), runtime.clock
         )
+        self.door = Door(runtime, bind_host=host, log=self.log, announcer=self.announcer)
         self.sockets: Collection[Socket] = ()
         """All of them."""
         self.on_secret: set[trio.CancelScope] = set()
         """Requests over HTTP that are being answered, and that the gateway's secret let in."""
         self.rotating = trio.Lock()
-        self.change_secret: Callable[[Secret], None] = lambda _: None
-        self.generation: Callable[[], str] = str
-        """Both are the door's: the latter says which secret is the present one."""
         self.started_at = runtime.clock()
         self.listening: list[str] = []
         """Addresses, once the port is open."""
@@ -68,16 +65,18 @@ class Services:
     def uptime_ms(self) -> int:
         return self.runtime.clock() - self.started_at
 
+    def shape_of(self, failure: Exception, **about: Any) -> ErrorShape:
+        """What a client is told of a request that failed; by our own fault, the log has the cause."""
+        log_id = uuid4().hex[:12]
+        shape = error_shape(failure, log_id=log_id)
+        if shape.code == "INTERNAL_ERROR":
+            self.log.error("a request failed by our own fault", **about, id=log_id, error=failure)
+        return shape
+
     def broadcast_presence(self) -> None:
         """Tell those who may read who is here now."""
         payload = {"presence": self.presence.entries()}
         self.fanout.broadcast("presence", payload, state_version=self.state_version(), scope=READ)
-
-    def invalidate(self, device_id: str, why: str) -> None:
-        """Close a device's connections, for what they stand on was taken back."""
-        for socket in list(self.sockets):
-            if socket.device == device_id:
-                socket.close(INVALIDATED, f"client invalidated: {why}")
 
     def state_version(self) -> StateVersion:
         """The counters that ride on `presence` and `health`."""

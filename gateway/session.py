@@ -4,12 +4,12 @@ A connection is `NEW` until its challenge is out, waits in `CONNECT` for the one
 `DECIDING` for the shell's answer to `Authenticate`; frames that come meanwhile are kept. Then it is `READY`, where each
 request is dispatched, until it is `CLOSING`, where nothing counts any more. Every way out of the first three states is
 a close with a code; a refusal is always sent before the close. `_NEXT` is the whole machine: what it does not list is
-a fault of ours. What a frame means in each state stands in the two tables at the end of the class.
+a fault of ours. What a text means in each state stands in the table at the end of the class.
 """
 
 from collections.abc import Callable
 from enum import Enum, auto
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import msgspec
 
@@ -135,7 +135,9 @@ class GatewaySession:
 
     def binary_frame(self) -> list[Action]:
         """A binary message arrived; the protocol has none."""
-        return self._ON_BINARY[self.state](self)
+        if self.state is State.READY:
+            return [_invalid(NO_ID, "invalid request frame: must be object")]
+        return self._close(NORMAL, "binary frame")
 
     def timed_out(self) -> list[Action]:
         """The handshake took longer than `HANDSHAKE_SECONDS`."""
@@ -209,15 +211,6 @@ class GatewaySession:
             return [_invalid(request.id, "connect is only valid as the first request")]
         return [Dispatch(request)]
 
-    def _binary_early(self) -> list[Action]:
-        return self._close(NORMAL, "binary frame")
-
-    def _binary_call(self) -> list[Action]:
-        return [_invalid(NO_ID, "invalid request frame: must be object")]
-
-    def _ignore(self, *_: Any) -> list[Action]:
-        return []
-
     def _refuse(self, id: str, error: WireError, code: int = POLICY, reason: str | None = None) -> list[Action]:
         if self.state is State.CLOSING:
             return []
@@ -239,13 +232,7 @@ class GatewaySession:
         State.CONNECT: _first,
         State.DECIDING: _early,
         State.READY: _call,
-        State.CLOSING: _ignore,
-    }
-    _ON_BINARY: ClassVar[dict[State, Callable[["GatewaySession"], list[Action]]]] = {
-        State.CONNECT: _binary_early,
-        State.DECIDING: _binary_early,
-        State.READY: _binary_call,
-        State.CLOSING: _ignore,
+        State.CLOSING: lambda _session, _text: [],
     }
 
 

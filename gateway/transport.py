@@ -97,3 +97,19 @@ class Transport(trio.abc.HalfCloseableStream):
 
 Broken = (trio.BrokenResourceError, trio.ClosedResourceError, OSError)
 """What a peer that goes away looks like."""
+
+
+def close_frame(code: int, reason: str) -> bytes:
+    """An unmasked WebSocket close frame (RFC 6455 §5.5.1) for a reason of at most 123 bytes."""
+    payload = code.to_bytes(2, "big") + reason.encode()
+    return b"\x88" + bytes((len(payload),)) + payload
+
+
+def text_frame(payload: bytes) -> bytes:
+    """An unmasked, final WebSocket text frame (RFC 6455 §5.2)."""
+    size = len(payload)
+    if size < 126:
+        return b"\x81" + bytes((size,)) + payload
+    if size < 65536:
+        return b"\x81\x7e" + size.to_bytes(2, "big") + payload
+    return b"\x81\x7f" + size.to_bytes(8, "big") + payload

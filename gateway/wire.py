@@ -16,13 +16,6 @@ from triops.runtime.events import RunCompaction, RunInfo, RunTool, SessionChange
 from triops.runtime.phases import Phases
 from triops.runtime.runs.state import RunState, Terminal
 
-_STATE = {
-    RunState.FINAL: "final",
-    RunState.MERGED: "final",
-    RunState.ABORTED: "aborted",
-    RunState.ERROR: "error",
-}
-
 _PHASES = {"first_token": "firstToken"}
 """How those are spelled here that are spelled otherwise."""
 
@@ -46,17 +39,26 @@ def agent_event(
     )
 
 
-def status(run: RunInfo, seq: int, ts: int, phase: str, retry: dict[str, Any] | None) -> tuple[ChatEvent, AgentEvent]:
-    """A run that has nothing to show yet says where it is."""
-    chat = ChatEvent(
+def given(**members: Any) -> dict[str, Any]:
+    """Those that are there, in their order: `None` stands for absence and is never on the wire."""
+    return {name: value for name, value in members.items() if value is not None}
+
+
+def _chat_event(run: RunInfo, seq: int, state: str, **about: Any) -> ChatEvent:
+    return ChatEvent(
         run_id=run.run_id,
         session_key=run.session_key,
         agent_id=run.agent_id,
         spawned_by=run.spawned_by,
         seq=seq,
-        state="status",
-        phase=phase,
+        state=state,
+        **about,
     )
+
+
+def status(run: RunInfo, seq: int, ts: int, phase: str, retry: dict[str, Any] | None) -> tuple[ChatEvent, AgentEvent]:
+    """A run that has nothing to show yet says where it is."""
+    chat = _chat_event(run, seq, "status", phase=phase)
     if retry is None:
         return chat, agent_event(run, seq, ts, "run_status", {"phase": phase})
     data = dict(retry)
@@ -70,17 +72,8 @@ def delta(
 ) -> tuple[AgentEvent, ChatEvent]:
     """Text: `new` since the last one, `text` in all. `replace`: a new message begins, forget the last one's text."""
     data: dict[str, Any] = {"text": text, "delta": new, "itemId": f"{run.run_id}:{index}"}
-    chat = ChatEvent(
-        run_id=run.run_id,
-        session_key=run.session_key,
-        agent_id=run.agent_id,
-        spawned_by=run.spawned_by,
-        seq=seq,
-        state="delta",
-        delta_text=new,
-        replace=replace,
-        message=ShownMessage((Text(text),), ts),
-    )
+    message = ShownMessage((Text(text),), ts)
+    chat = _chat_event(run, seq, "delta", delta_text=new, replace=replace, message=message)
     return agent_event(run, seq, ts, "assistant", data), chat
 
 
@@ -95,9 +88,7 @@ def tool(event: RunTool) -> AgentEvent:
         case "result":
             assert event.result is not None
             data["isError"] = event.result.is_error
-            data["result"] = {"content": event.result.content}
-            if event.result.details is not None:
-                data["result"]["details"] = event.result.details
+            data["result"] = given(content=event.result.content, details=event.result.details)
     return agent_event(event.run, event.seq, event.ts, "tool", data)
 
 
@@ -114,24 +105,22 @@ def shown_text(terminal: Terminal) -> str:
     return terminal.text.rstrip()
 
 
+def shown_state(terminal: Terminal) -> str:
+    """A run that went into another is over for its client as any that ended well."""
+    return "final" if terminal.state is RunState.MERGED else str(terminal.state)
+
+
 def lifecycle_end(run: RunInfo, seq: int, terminal: Terminal) -> AgentEvent:
     """The end of a run as an `agent` event: phase `end`, or `error` when it failed."""
     data: dict[str, Any] = {"phase": "error" if terminal.state is RunState.ERROR else "end"}
     data["aborted"] = terminal.state is RunState.ABORTED
-    if terminal.stop_reason is not None:
-        data["stopReason"] = terminal.stop_reason
-    if terminal.started_at is not None:
-        data["startedAt"] = terminal.started_at
-    data["endedAt"] = terminal.ended_at
-    data["livenessState"] = liveness(terminal)
+    data |= given(stopReason=terminal.stop_reason, startedAt=terminal.started_at)
+    data |= {"endedAt": terminal.ended_at, "livenessState": liveness(terminal)}
     if terminal.state is RunState.ABORTED:
         data["status"] = "cancelled"
     if terminal.state is RunState.ERROR:
         data["error"] = terminal.error_message or "the run failed"
-        if terminal.error_kind is not None:
-            data["errorKind"] = terminal.error_kind
-        if terminal.error_detail is not None:
-            data["errorObservation"] = terminal.error_detail
+        data |= given(errorKind=terminal.error_kind, errorObservation=terminal.error_detail)
     data["executionSettled"] = True
     data.update(receipt_of(run.run_id, run.session_id, terminal))
     return agent_event(run, seq, terminal.ended_at, "lifecycle", data, with_session=True)
@@ -174,13 +163,10 @@ def receipt_of(run_id: str, session_id: str, terminal: Terminal) -> dict[str, An
 def chat_terminal(run: RunInfo, seq: int, terminal: Terminal) -> ChatEvent:
     """The one terminal of a run as a `chat` event."""
     text = shown_text(terminal)
-    return ChatEvent(
-        run_id=run.run_id,
-        session_key=run.session_key,
-        agent_id=run.agent_id,
-        spawned_by=run.spawned_by,
-        seq=seq,
-        state=_STATE[terminal.state],
+    return _chat_event(
+        run,
+        seq,
+        shown_state(terminal),
         stop_reason=terminal.stop_reason,
         message=ShownMessage((Text(text),), terminal.ended_at) if text else None,
         error_message=terminal.error_message,
@@ -192,18 +178,14 @@ def chat_terminal(run: RunInfo, seq: int, terminal: Terminal) -> ChatEvent:
 def session_changed(event: SessionChanged, row: SessionRow) -> dict[str, Any]:
     """Why, and the whole row, as `session` and once more beside it: there null says that a field is cleared."""
     payload: dict[str, Any] = {"sessionKey": row.key, "ts": event.ts, "session": row}
-    for key, value in (("reason", event.reason), ("phase", event.phase), ("runId", event.run_id)):
-        if value is not None:
-            payload[key] = value
+    payload |= given(reason=event.reason, phase=event.phase, runId=event.run_id)
     return payload | {wire_name: getattr(row, name) for name, wire_name in _ROW_FIELDS}
 
 
 def shown_message(message: Message, message_id: str, seq: int, run_id: str | None) -> dict[str, Any]:
     """A transcript message with its place, as `chat.history` and `session.message` carry it."""
     shown: dict[str, Any] = msgspec.to_builtins(message)
-    about: dict[str, Any] = {"id": message_id, "seq": seq}
-    if run_id is not None:
-        about["runId"] = run_id
+    about = given(id=message_id, seq=seq, runId=run_id)
     if key := shown.get("idempotencyKey"):
         about["idempotencyKey"] = key
     if isinstance(message, SystemMessage) and message.source in ("reset", "compaction"):

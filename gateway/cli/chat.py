@@ -209,7 +209,9 @@ class Terminal:
                 if piece is None:
                     break
                 is_silent = False
-                self._print(*piece)
+                if not self._as_json:
+                    is_head = piece[0] == "head"
+                    click.echo(printable(piece[1]), nl=is_head, err=is_head)
             except KeyboardInterrupt:
                 interrupts += 1
                 self._portal.start_task_soon(conversation.interrupt)
@@ -224,10 +226,6 @@ class Terminal:
         self._is_waiting = waiting
         line = click.style("(waiting for the answer; Ctrl-C stops it)", dim=True) if waiting else "\r\x1b[K"
         click.echo(line, nl=False, err=True)
-
-    def _print(self, kind: str, piece: str) -> None:
-        if not self._as_json:
-            click.echo(printable(piece), nl=kind == "head", err=kind == "head")
 
     def _end(self, answer: "Answer", *, interrupted: bool) -> int:
         import msgspec

@@ -1,6 +1,6 @@
 """`triops devices`: who asks to be let in, who is let in, and what is decided on them."""
 
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -46,8 +46,7 @@ def list_(gateway: Gateway) -> None:
 @gateway_options
 def approve(gateway: Gateway, request: str | None) -> None:
     """Let in the device of REQUEST; without it, the only one that waits."""
-    row = _waiting(gateway, request)
-    payload = gateway.call("device.pair.approve", {"requestId": row["requestId"]})
+    payload = gateway.call("device.pair.approve", {"requestId": _pick(gateway, "pending", request)})
     device = payload["device"]
     show(payload, f"Device {device['deviceId'][:12]} may connect with {_scopes(device)}.")
 
@@ -57,8 +56,7 @@ def approve(gateway: Gateway, request: str | None) -> None:
 @gateway_options
 def reject(gateway: Gateway, request: str | None) -> None:
     """Refuse REQUEST; without it, the only one that waits."""
-    row = _waiting(gateway, request)
-    payload = gateway.call("device.pair.reject", {"requestId": row["requestId"]})
+    payload = gateway.call("device.pair.reject", {"requestId": _pick(gateway, "pending", request)})
     show(payload, f"Device {payload['deviceId'][:12]} is not let in; it may ask again.")
 
 
@@ -67,7 +65,7 @@ def reject(gateway: Gateway, request: str | None) -> None:
 @gateway_options
 def remove(gateway: Gateway, device: str) -> None:
     """Forget DEVICE and close its connections."""
-    payload = gateway.call("device.pair.remove", {"deviceId": _paired(gateway, device)})
+    payload = gateway.call("device.pair.remove", {"deviceId": _pick(gateway, "paired", device)})
     show(payload, f"Device {payload['deviceId'][:12]} is forgotten and must be let in again.")
 
 
@@ -77,7 +75,7 @@ def remove(gateway: Gateway, device: str) -> None:
 @gateway_options
 def rotate(gateway: Gateway, device: str, role: str) -> None:
     """Give DEVICE a new token; the old one opens nothing any more."""
-    payload = gateway.call("device.token.rotate", {"deviceId": _paired(gateway, device), "role": role})
+    payload = gateway.call("device.token.rotate", {"deviceId": _pick(gateway, "paired", device), "role": role})
     words = "has a new token, and gets it when it next connects with the gateway's own"
     show(payload, f"Device {payload['deviceId'][:12]} {words}.")
 
@@ -88,21 +86,16 @@ def rotate(gateway: Gateway, device: str, role: str) -> None:
 @gateway_options
 def revoke(gateway: Gateway, device: str, role: str) -> None:
     """End the token of DEVICE and close its connections."""
-    payload = gateway.call("device.token.revoke", {"deviceId": _paired(gateway, device), "role": role})
+    payload = gateway.call("device.token.revoke", {"deviceId": _pick(gateway, "paired", device), "role": role})
     words = "has no token any more. To make it ask again: triops devices remove"
     show(payload, f"Device {payload['deviceId'][:12]} {words} {payload['deviceId'][:12]}")
 
 
-def _waiting(gateway: Gateway, request: str | None) -> dict[str, Any]:
-    return _pick(gateway.call("device.pair.list", {})["pending"], "requestId", request, "request")
-
-
-def _paired(gateway: Gateway, device: str) -> str:
-    return _pick(gateway.call("device.pair.list", {})["paired"], "deviceId", device, "device")["deviceId"]
-
-
-def _pick(rows: list[dict[str, Any]], key: str, start: str | None, what: str) -> dict[str, Any]:
-    found = [row for row in rows if row[key].startswith(start or "")]
+def _pick(gateway: Gateway, kind: Literal["pending", "paired"], start: str | None) -> str:
+    """The id of the one request or device whose id begins like this."""
+    rows = gateway.call("device.pair.list", {})[kind]
+    what = "request" if kind == "pending" else "device"
+    found = [row[f"{what}Id"] for row in rows if row[f"{what}Id"].startswith(start or "")]
     if len(found) == 1:
         return found[0]
     if not rows:
@@ -110,7 +103,7 @@ def _pick(rows: list[dict[str, Any]], key: str, start: str | None, what: str) ->
         raise Failure("no device waits to be let in", hint) if what == "request" else Failure("there are no devices")
     if not found:
         raise Failure(f"there is no {what} {start!a}", LIST_HINT)
-    ids = ", ".join(row[key][:12] for row in found)
+    ids = ", ".join(id[:12] for id in found)
     raise Failure(f"{len(found)} {what}s could be meant: {ids}", f"Say which. {LIST_HINT}")
 
 

@@ -110,14 +110,11 @@ class Gateway:
 
     def _exchange(self, verb: str, target: str, body: str | None, seconds: float | None) -> tuple[int, Any]:
         host, port, secure = _address(self.url)
-        connection = (http.client.HTTPSConnection if secure else http.client.HTTPConnection)(
-            host, port, timeout=seconds
-        )
-        headers = {"Content-Type": "application/json"} | (
-            {"Authorization": f"Bearer {self.token}"} if self.token else {}
-        )
+        connect = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+        connection = connect(host, port, timeout=seconds)
+        proof = {"Authorization": f"Bearer {self.token}"} if self.token else {}
         try:
-            connection.request(verb, target, body, headers)
+            connection.request(verb, target, body, {"Content-Type": "application/json"} | proof)
             answer = connection.getresponse()
             data = answer.read()
         except (OSError, http.client.HTTPException) as error:
@@ -155,11 +152,9 @@ def _refused(status: int, body: Any) -> Failure:
     inner: Any = cast("dict[str, Any]", body).get("error", body) if isinstance(body, dict) else body
     fields = cast("dict[str, Any]", inner) if isinstance(inner, dict) else {"message": inner}
     error: dict[str, Any] = {"code": f"HTTP_{status}", "status": status} | fields
-    hint = ""
+    hint = remedy_of(error.get("details"))
     if status == 401:
-        hint = remedy_of(error.get("details")) or AUTH_HINT
-    elif remedy := remedy_of(error.get("details")):
-        hint = remedy
-    elif error.get("retryable"):
+        hint = hint or AUTH_HINT
+    elif not hint and error.get("retryable"):
         hint = f"Try again in {max(1, round((error.get('retryAfterMs') or 1000) / 1000))} s."
     return Failure(str(error.get("message") or f"HTTP {status}"), hint, error=error)

@@ -1,6 +1,5 @@
 """`triops sessions`: what the assistant is talking about, and sending to one of its sessions."""
 
-from typing import Any
 from uuid import uuid4
 
 import click
@@ -25,8 +24,8 @@ def list_(gateway: Gateway, limit: int) -> None:
         (
             row["key"],
             row.get("label") or row.get("displayName"),
-            _model(row),
-            _state(row),
+            f"{row['modelProvider']}/{row['model']}" if row.get("model") else None,
+            "running" if row.get("hasActiveRun") else row.get("status"),
             time_text(row.get("updatedAt")),
         )
         for row in payload["sessions"]
@@ -51,11 +50,3 @@ def send(gateway: Gateway, key: str, message: tuple[str, ...], no_wait: bool) ->
         words = payload.get("error") or f"the run ended: {payload['state']}"
         raise Failure(words, error={"code": "RUN_FAILED", **payload})
     show(payload, payload.get("text") or "(no reply)")
-
-
-def _model(row: dict[str, Any]) -> str | None:
-    return f"{row['modelProvider']}/{row['model']}" if row.get("model") else None
-
-
-def _state(row: dict[str, Any]) -> str | None:
-    return "running" if row.get("hasActiveRun") else row.get("status")

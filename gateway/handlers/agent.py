@@ -12,7 +12,7 @@ from triops.gateway.schema.chat import Agent, AgentIdentity, AgentWait
 from triops.gateway.scopes import ADMIN
 from triops.runtime.errors import NotFound
 from triops.runtime.runs.state import Accepted, RunState, Submission, Terminal
-from triops.runtime.sessions import DEFAULT_AGENT
+from triops.runtime.sessions import DEFAULT_AGENT, agent_of
 
 
 @method("agent", scope="operator.write")
@@ -28,7 +28,7 @@ async def agent(call: Call, params: Agent) -> Any:
     wanted = intake.submission(
         call,
         key=key,
-        spelled=params.session_key or key,
+        spelled=params.session_key or "",
         run_id=params.idempotency_key,
         message=intake.user_message(call, params.message, (), params.idempotency_key),
         source="agent",
@@ -70,16 +70,9 @@ def _result(wanted: Submission, accepted: Accepted, terminal: Terminal) -> Any:
     """The second answer."""
     status = intake.wait_status(terminal)
     if status == "error":
-        return ErrorShape(
-            code="UNAVAILABLE",
-            message=terminal.error_message or "the run failed",
-            details={
-                "runId": accepted.run_id,
-                "status": "error",
-                "summary": "failed",
-                "errorKind": terminal.error_kind,
-            },
-        )
+        words = terminal.error_message or "the run failed"
+        details = {"runId": accepted.run_id, "status": "error", "summary": "failed", "errorKind": terminal.error_kind}
+        return ErrorShape(code="UNAVAILABLE", message=words, details=details)
     usage = terminal.message.usage if terminal.message is not None else None
     meta: dict[str, Any] = {
         "aborted": terminal.state is RunState.ABORTED,
@@ -110,11 +103,7 @@ def _result(wanted: Submission, accepted: Accepted, terminal: Terminal) -> Any:
             "meta": meta,
         },
     }
-    if terminal.stop_reason is not None:
-        payload["stopReason"] = terminal.stop_reason
-    if terminal.merged_into is not None:
-        payload["mergedInto"] = terminal.merged_into
-    return payload
+    return payload | wire.given(stopReason=terminal.stop_reason, mergedInto=terminal.merged_into)
 
 
 @method("agent.wait", scope="operator.write")
@@ -137,17 +126,16 @@ async def agent_wait(call: Call, params: AgentWait) -> dict[str, Any]:
         if run is not None and run.state is RunState.QUEUED:
             return {"runId": params.run_id, "status": "pending", "timeoutPhase": "queue", "providerStarted": False}
         return {"runId": params.run_id, "status": "timeout"}
-    payload: dict[str, Any] = {"runId": params.run_id, "status": intake.wait_status(terminal)}
-    for name, value in (
-        ("startedAt", terminal.started_at),
-        ("endedAt", terminal.ended_at),
-        ("error", terminal.error_message),
-        ("stopReason", terminal.stop_reason),
-        ("livenessState", wire.liveness(terminal)),
-        ("mergedInto", terminal.merged_into),
-    ):
-        if value is not None:
-            payload[name] = value
+    payload = wire.given(
+        runId=params.run_id,
+        status=intake.wait_status(terminal),
+        startedAt=terminal.started_at,
+        endedAt=terminal.ended_at,
+        error=terminal.error_message,
+        stopReason=terminal.stop_reason,
+        livenessState=wire.liveness(terminal),
+        mergedInto=terminal.merged_into,
+    )
     stored = await runs.find(params.run_id)
     if stored is not None and terminal.state is RunState.FINAL:
         payload |= wire.receipt_of(params.run_id, stored.session.session_id, terminal)
@@ -157,13 +145,10 @@ async def agent_wait(call: Call, params: AgentWait) -> dict[str, Any]:
 @method("agent.identity.get", scope="operator.read")
 async def agent_identity(call: Call, params: AgentIdentity) -> dict[str, Any]:
     """The assistant's name and face."""
-    agents = call.services.runtime.agents
     agent_id = params.agent_id or DEFAULT_AGENT
     if params.session_key:
-        agent_id = intake.session_key(call, params.session_key, params.agent_id).split(":", 2)[1]
-    profile = agents.get(agent_id)
-    if profile is None:
-        raise WireError("INVALID_REQUEST", intake.AGENT_MISSING.format(agent_id), details={"code": "UNKNOWN_AGENT_ID"})
+        agent_id = agent_of(intake.session_key(call, params.session_key, params.agent_id))
+    profile = intake.known_agent(call, agent_id)
     identity: dict[str, Any] = {
         "agentId": agent_id,
         "name": profile.name,

@@ -121,8 +121,7 @@ def _within(messages: list[dict[str, Any]], max_bytes: int) -> list[dict[str, An
 
 
 def _pending(run: Run) -> dict[str, Any]:
-    message = run.submission.message
-    content = message.content
+    content = run.submission.message.content
     return {
         "runId": run.id,
         "text": content if isinstance(content, str) else "",

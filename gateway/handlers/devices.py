@@ -13,8 +13,18 @@ from triops.gateway.approvals import Approver
 from triops.gateway.errors import WireError
 from triops.gateway.identity import DeviceIdentity
 from triops.gateway.methods import ANSWERED, Call, NoParams, method
-from triops.gateway.pairing import PENDING_TTL_MS, DeviceToken, PairedDevice, PendingPairing, pairing_request
-from triops.gateway.records import load_all_pending, load_device, load_devices, load_pending, save_pending
+from triops.gateway.records import (
+    PENDING_TTL_MS,
+    DeviceToken,
+    PairedDevice,
+    PendingPairing,
+    load_all_pending,
+    load_device,
+    load_devices,
+    load_pending,
+    pairing_request,
+    save_pending,
+)
 from triops.gateway.schema.devices import (
     DeviceTarget,
     Rename,
@@ -25,11 +35,11 @@ from triops.gateway.schema.devices import (
     Upgrade,
 )
 from triops.gateway.scopes import ADMIN, PAIRING, READ, check_known
-from triops.gateway.services import INVALIDATED
 from triops.runtime.secrets import Secret, replace_token, require_token_file
 from triops.runtime.store.db import Db
 
 WITHHELD = "withheld-cross-device"
+INVALIDATED = 4001  # close code: what the connection stood on holds no more
 
 
 def _approver(call: Call) -> Approver:
@@ -70,7 +80,7 @@ async def pair_approve(call: Call, params: RequestTarget) -> dict[str, Any]:
     def decided(done: tuple[PendingPairing, PairedDevice]) -> None:
         services.announcer.resolved(done[0], "approved")
 
-    generation = services.generation()
+    generation = services.door.generation
     work = partial(approvals.approve, request_id=params.request_id, by=by, now=now, token=token, generation=generation)
     asked, device = await services.runtime.store.write(work, then=decided)
     _log(call, "approved a device", asked.device_id, request=asked.request_id, scopes=asked.scopes)
@@ -127,7 +137,7 @@ async def token_rotate(call: Call, params: Rotate) -> Any:
         delivery = {"token": token.reveal(), "tokenDelivery": "in-band"} if own else {"tokenDelivery": WITHHELD}
         _took_back(call, params.device_id, "device-token-rotated", about | delivery)
 
-    target, generation = (params.device_id, params.role, params.scopes), services.generation()
+    target, generation = (params.device_id, params.role, params.scopes), services.door.generation
     await services.runtime.store.write(
         lambda db: approvals.rotate(db, *target, by, now=now, token=token, generation=generation), then=rotated
     )
@@ -152,7 +162,9 @@ async def token_revoke(call: Call, params: TokenTarget) -> Any:
 def _took_back(call: Call, device_id: str, why: str, payload: Any) -> None:
     """Answer, then close the device's connections: the caller's may be one. Sync, and so not to be cancelled."""
     call.respond(payload)
-    call.services.invalidate(device_id, why)
+    for socket in list(call.services.sockets):
+        if socket.device == device_id:
+            socket.close(INVALIDATED, f"client invalidated: {why}")
 
 
 # -- a device that wants more ------------------------------------------------------------------------------------------
@@ -199,7 +211,7 @@ async def wait_upgrade(call: Call, params: RequestTarget) -> dict[str, Any]:
     if decision != "approved":
         return answer
     device = await store.read(lambda db: load_device(db, device_id))
-    token = device.live_token(services.generation()) if device else None
+    token = device.live_token(services.door.generation) if device else None
     if token is None:
         return answer | {"status": "rejected"}  # taken back in the meantime
     return answer | {"deviceToken": token.token.reveal(), "scopes": token.scopes[:8]}  # what the schema allows
@@ -237,7 +249,7 @@ async def gateway_token_rotate(call: Call, params: NoParams) -> Any:
     async with services.rotating:  # the last one in the file is the one that holds
         token = await trio.to_thread.run_sync(replace_token, runtime.paths)
         runtime.log.redactor.add([token])
-        services.change_secret(token)
+        services.door.change_secret(token)
     call.respond({"ok": True, "tokenFile": str(runtime.paths.token)})
     for socket in list(services.sockets):
         if socket.by_secret:

@@ -13,14 +13,14 @@ from triops.gateway import wire
 from triops.gateway.errors import ErrorShape, WireError
 from triops.gateway.methods import ANSWERED, Call
 from triops.gateway.schema.chat import Attachment
+from triops.runtime.agents import AgentProfile
 from triops.runtime.events import RunInfo
 from triops.runtime.runs.state import Accepted, QueueMode, RunState, Source, Submission, Terminal
 from triops.runtime.runs.supervisor import Supervisor
-from triops.runtime.sessions import canonical_key
+from triops.runtime.sessions import agent_of, canonical_key
 
 MAX_TEXT = 1024 * 1024
 MAX_IMAGE = 6 * 1024 * 1024
-AGENT_MISSING = 'Agent "{}" no longer exists in configuration'
 
 
 def session_key(call: Call, text: str, agent_id: str | None = None) -> str:
@@ -31,10 +31,17 @@ def session_key(call: Call, text: str, agent_id: str | None = None) -> str:
         WireError: it names an agent that the configuration does not have.
     """
     key = canonical_key(text, agent_id=agent_id)
-    agent = key.split(":", 2)[1]
-    if agent not in call.services.runtime.agents:
-        raise WireError("INVALID_REQUEST", AGENT_MISSING.format(agent), details={"code": "UNKNOWN_AGENT_ID"})
+    known_agent(call, agent_of(key))
     return key
+
+
+def known_agent(call: Call, agent_id: str) -> AgentProfile:
+    """An agent of the configuration. Raises `WireError` where it has none of this id."""
+    profile = call.services.runtime.agents.get(agent_id)
+    if profile is None:
+        words = f'Agent "{agent_id}" no longer exists in configuration'
+        raise WireError("INVALID_REQUEST", words, details={"code": "UNKNOWN_AGENT_ID"})
+    return profile
 
 
 def user_message(call: Call, text: str, attachments: Sequence[Attachment], key: str) -> UserMessage:
@@ -72,7 +79,7 @@ def submission(
     call: Call,
     *,
     key: str,
-    spelled: str,
+    spelled: str = "",
     run_id: str,
     message: UserMessage,
     source: Source = "chat",
@@ -134,18 +141,15 @@ async def _final(call: Call, wanted: Submission, accepted: Accepted) -> dict[str
     terminal = accepted.terminal or await _end_of(call.services.runtime.runs, run_id, mine=not accepted.replay)
     result: dict[str, Any] = {"runId": run_id, "sessionKey": wanted.spelled_key or accepted.session_key}
     result |= {"status": wait_status(terminal), "text": wire.shown_text(terminal)}
-    result["state"] = "final" if terminal.state is RunState.MERGED else str(terminal.state)
-    for name, value in (
-        ("stopReason", terminal.stop_reason),
-        ("error", terminal.error_message),
-        ("errorKind", terminal.error_kind),
-        ("mergedInto", terminal.merged_into),
-        ("provider", terminal.provider or None),
-        ("model", terminal.model or None),
-    ):
-        if value is not None:
-            result[name] = value
-    return result
+    return result | wire.given(
+        state=wire.shown_state(terminal),
+        stopReason=terminal.stop_reason,
+        error=terminal.error_message,
+        errorKind=terminal.error_kind,
+        mergedInto=terminal.merged_into,
+        provider=terminal.provider or None,
+        model=terminal.model or None,
+    )
 
 
 async def _end_of(runs: Supervisor, run_id: str, *, mine: bool) -> Terminal:
@@ -176,8 +180,7 @@ def ack(accepted: Accepted) -> dict[str, Any] | ErrorShape:
         return ErrorShape(code="UNAVAILABLE", message=words, details={"runId": accepted.run_id})
     elif terminal.state is RunState.ABORTED:
         payload |= {"status": "timeout", "summary": "aborted", "endedAt": terminal.ended_at}
-        if terminal.stop_reason is not None:
-            payload["stopReason"] = terminal.stop_reason
+        payload |= wire.given(stopReason=terminal.stop_reason)
     else:
         payload["status"] = "ok"
     return payload

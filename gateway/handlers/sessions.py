@@ -5,6 +5,7 @@ from uuid import uuid4
 
 import msgspec
 
+from triops.gateway import wire
 from triops.gateway.errors import WireError
 from triops.gateway.handlers import intake
 from triops.gateway.methods import ANSWERED, Call, NoParams, method
@@ -91,7 +92,7 @@ async def sessions_create(call: Call, params: SessionsCreate) -> dict[str, Any]:
             intake.submission(
                 call,
                 key=key,
-                spelled=params.key or key,
+                spelled=params.key or "",
                 run_id=run_id,
                 message=message,
                 deadline=params.timeout_ms / 1000 if params.timeout_ms else None,
@@ -100,10 +101,8 @@ async def sessions_create(call: Call, params: SessionsCreate) -> dict[str, Any]:
     except (RuntimeFault, WireError) as error:
         code = error.shape.code if isinstance(error, WireError) else "UNAVAILABLE"
         return result | {"runError": {"code": code, "message": str(error)}}
-    result |= {"runStarted": True, "runId": accepted.run_id, "status": "started"}
-    if accepted.message_seq is not None:
-        result["messageSeq"] = accepted.message_seq
-    return result
+    started = wire.given(runStarted=True, runId=accepted.run_id, status="started", messageSeq=accepted.message_seq)
+    return result | started
 
 
 @method("sessions.send", scope="operator.write")
@@ -200,18 +199,17 @@ async def messages_unsubscribe(call: Call, params: SessionTarget) -> dict[str, A
 
 
 def _entry(session: Session) -> dict[str, Any]:
-    entry: dict[str, Any] = {
-        "sessionId": session.session_id,
-        "lifecycleRevision": session.lifecycle_revision,
-        "updatedAt": session.updated_at,
-        "createdVia": session.created_via,
-        "createdAt": session.created_at,
-        "spawnDepth": session.spawn_depth,
-    }
-    for name, value in (("label", session.label), ("parentSessionKey", session.spawned_by), ("model", session.model)):
-        if value is not None:
-            entry[name] = value
-    return entry
+    return wire.given(
+        sessionId=session.session_id,
+        lifecycleRevision=session.lifecycle_revision,
+        updatedAt=session.updated_at,
+        createdVia=session.created_via,
+        createdAt=session.created_at,
+        spawnDepth=session.spawn_depth,
+        label=session.label,
+        parentSessionKey=session.spawned_by,
+        model=session.model,
+    )
 
 
 def _resolved(call: Call) -> dict[str, Any]:

@@ -77,7 +77,9 @@ async def _follow(asked: Asked, key: str, query: History) -> None:
             news, behind[:] = [event for event in behind if event.seq > told], []
             for event in news:
                 told = event.seq
-                out += sse(_message(event), "message")
+                shown = wire.shown_message(event.message, event.message_id, event.seq, event.run_id)
+                about = {"messageId": event.message_id, "messageSeq": event.seq}
+                out += sse({"sessionKey": key, "message": shown, **about}, "message")
             asked.stream.endless()
             await asked.stream.send(prefix + (out or b": keepalive\n\n"))
             prefix = b""
@@ -85,12 +87,6 @@ async def _follow(asked: Asked, key: str, query: History) -> None:
                 while not (whole or behind):
                     bell = trio.Event()
                     await bell.wait()
-
-
-def _message(event: SessionMessage) -> dict[str, Any]:
-    shown = wire.shown_message(event.message, event.message_id, event.seq, event.run_id)
-    about = {"messageId": event.message_id, "messageSeq": event.seq}
-    return {"sessionKey": event.session_key, "message": shown, **about}
 
 
 @route("POST", "/sessions/{key}/kill", scope=ADMIN, style="ok")

@@ -79,7 +79,6 @@ async def agent(asked: Asked) -> Any:
     wanted = intake.submission(
         call,
         key=key,
-        spelled=key,
         run_id=run_id,
         message=message,
         source="agent",

@@ -17,12 +17,11 @@ from triops.gateway.errors import WireError
 from triops.gateway.feeds import Feed
 from triops.gateway.handlers import intake
 from triops.gateway.http.exchange import Stream
-from triops.gateway.http.table import Asked, route
+from triops.gateway.http.table import Asked
 from triops.gateway.methods import Call
 from triops.gateway.schema.chat import Attachment
 from triops.gateway.schema.openai import Choice, ChosenTool, Content, Part
-from triops.gateway.scopes import ADMIN, READ, require_scope
-from triops.runtime.config import Config
+from triops.gateway.scopes import ADMIN, require_scope
 from triops.runtime.events import RunDelta, RunEnded, RunTool
 from triops.runtime.runs.state import RunState, Submission, Terminal
 from triops.runtime.sessions import DEFAULT_AGENT
@@ -56,8 +55,7 @@ def agent_of(asked: Asked, model: str) -> str:
     else:
         raise bad("Invalid `model`. Use `openclaw` or `openclaw/<agentId>`.")
     agent = asked.head.get(b"x-openclaw-agent-id") or named
-    if agent not in asked.call.services.runtime.agents:
-        raise bad(intake.AGENT_MISSING.format(agent), code="UNKNOWN_AGENT_ID")
+    intake.known_agent(asked.call, agent)
     return agent
 
 
@@ -70,35 +68,6 @@ def session_key(asked: Asked, agent: str, user: str | None, prefix: str, spelled
     if key.split(":", 2)[2].startswith(_RESERVED):
         raise bad(f"session key {spelled!r} is one that programs may not choose")
     return key
-
-
-def _on(config: Config) -> bool:
-    return config.gateway.http.endpoints.chat_completions.enabled or config.gateway.http.endpoints.responses.enabled
-
-
-def _models(call: Call) -> list[str]:
-    return ["openclaw", "openclaw/default", *(f"openclaw/{id}" for id in call.services.runtime.agents)]
-
-
-def _model(id: str) -> dict[str, Any]:
-    return {"id": id, "object": "model", "created": 0, "owned_by": "openclaw", "permission": []}
-
-
-@route("GET", "/v1/models", scope=READ, style="openai", enabled=_on)
-async def models(asked: Asked) -> Any:
-    """The agents, as models."""
-    return {"object": "list", "data": [_model(id) for id in _models(asked.call)]}
-
-
-@route("GET", "/v1/models/{id}", scope=READ, style="openai", enabled=_on)
-async def model(asked: Asked) -> Any:
-    """One agent, as a model."""
-    id = asked.path["id"]
-    if not re.fullmatch(r"openclaw(?:/.+)?", id):
-        raise bad("Invalid model id.")
-    if id not in _models(asked.call):
-        raise bad(f"Model '{id}' not found.", code="MODEL_NOT_FOUND")
-    return _model(id)
 
 
 # -- from messages to a prompt -------------------------------------------------------------------------------------
@@ -227,7 +196,6 @@ def submission(asked: Asked, said: Sequence[Said], where: str, *, key: str, run_
     made = intake.submission(
         asked.call,
         key=key,
-        spelled=key,
         run_id=run_id,
         message=message,
         queue_mode="followup",

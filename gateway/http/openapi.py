@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 from http import HTTPStatus
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
@@ -57,7 +57,7 @@ def _operation(entry: Route, schemas: dict[int, dict[str, Any]]) -> dict[str, An
     operation: dict[str, Any] = {
         "operationId": f"{entry.method.lower()}{re.sub(r'[^a-z0-9]+', '_', entry.path.lower())}".rstrip("_"),
         "summary": (entry.handler.__doc__ or "").partition("\n")[0],
-        "parameters": [*_path_parameters(entry), *_query_parameters(schemas[id(entry.query)])],
+        "parameters": [*_parameters(entry, schemas[id(entry.query)]["schema"])],
         "responses": {
             "202" if entry.path == "/v1/runs" else "200": {"description": "OK", "content": answer},
             **{str(status): {"description": HTTPStatus(status).phrase} for status in _REFUSALS},
@@ -72,12 +72,9 @@ def _operation(entry: Route, schemas: dict[int, dict[str, Any]]) -> dict[str, An
     return operation
 
 
-def _path_parameters(entry: Route) -> Iterable[dict[str, Any]]:
+def _parameters(entry: Route, query: dict[str, Any]) -> Iterable[dict[str, Any]]:
     for name in re.findall(r"{(\w+)}", entry.path):
         yield {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
 
-
-def _query_parameters(query: dict[str, Any]) -> Iterable[dict[str, Any]]:
-    schema = cast("dict[str, Any]", query["schema"])
-    for name, shape in schema["properties"].items():
-        yield {"name": name, "in": "query", "required": name in schema.get("required", ()), "schema": shape}
+    for name, shape in query["properties"].items():
+        yield {"name": name, "in": "query", "required": name in query.get("required", ()), "schema": shape}

@@ -3,8 +3,7 @@
 Every route but the probes needs the bearer, hooks their own; all of them go through the same methods as the WebSocket.
 """
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -12,9 +11,19 @@ from uuid import uuid4
 import msgspec
 import trio
 
-from triops.gateway.door import Caller, Door, caller_of
-from triops.gateway.errors import ErrorShape, WireError, error_shape
-from triops.gateway.http import basic, history, hooks, openai_chat, openai_responses, openapi, runs, tools
+from triops.gateway.door import Caller, caller_of
+from triops.gateway.errors import ErrorShape, WireError
+from triops.gateway.http import (
+    basic,
+    history,
+    hooks,
+    openai_chat,
+    openai_models,
+    openai_responses,
+    openapi,
+    runs,
+    tools,
+)
 from triops.gateway.http.exchange import EVENT_STREAM, Answer, HttpResponse, Stream
 from triops.gateway.http.head import Head
 from triops.gateway.http.table import (
@@ -28,12 +37,12 @@ from triops.gateway.http.table import (
     read_query,
     refusal,
 )
-from triops.gateway.locality import single_header
 from triops.gateway.methods import ANSWERED, Call
-from triops.gateway.scopes import READ, SCOPES, WRITE, effective, limited, parse_cap, require_scope
+from triops.gateway.scopes import READ, SCOPES, WRITE, effective, limited, require_scope
 from triops.gateway.services import Services
 
-_FILLED = (basic, history, hooks, openai_chat, openai_responses, openapi, runs, tools)  # importing them fills the table
+# Importing them fills the table.
+_FILLED = (basic, history, hooks, openai_chat, openai_models, openai_responses, openapi, runs, tools)
 
 PROBES = {"/health": "live", "/healthz": "live", "/ready": "ready", "/readyz": "ready"}
 
@@ -63,9 +72,9 @@ _CHANGED = ErrorShape(
 class Routes:
     """Answers the requests of one connection, whose peer is at `address`."""
 
-    def __init__(self, services: Services, door: Door, address: str, *, stopping: Callable[[], bool]) -> None:
+    def __init__(self, services: Services, address: str, *, stopping: Callable[[], bool]) -> None:
         self._services = services
-        self._door = door
+        self._door = services.door
         self._address = address
         self._stopping = stopping
 
@@ -106,18 +115,15 @@ class Routes:
         """
         if "token=" in head.query:
             return HttpResponse(400, TOKEN_IN_QUERY, content_type=b"text/plain; charset=utf-8")
-        bearer = single_header(caller.headers, b"authorization") or ""
-        offered = bearer[7:].strip() if bearer.lower().startswith("bearer ") else head.get(b"x-openclaw-token") or ""
         secret = self._services.runtime.config.hooks.token
         assert secret is not None
-        await self._door.check_hook(caller, offered, secret)
+        await self._door.check_hook(caller, caller.bearer or head.get(b"x-openclaw-token") or "", secret)
         return None
 
     async def _scopes(self, caller: Caller) -> frozenset[str]:
         scopes = await self._door.authorise(caller)
-        cap = single_header(caller.headers, b"x-openclaw-scopes")
-        if self._door.mode == "none" and cap is not None:  # a secret gives all, whatever that header says
-            scopes = effective(limited(parse_cap(cap), SCOPES))
+        if self._door.mode == "none" and caller.scope_cap is not None:  # a secret gives all, whatever that header says
+            scopes = effective(limited(caller.scope_cap, SCOPES))
         return scopes
 
     async def _answer(
@@ -139,13 +145,14 @@ class Routes:
                     park()
                 call = Call(self._services, peer, answers.append, park=park, final=final)
                 asked = Asked(head, call, path, query, read_body(body, route), stream)
-                with scope, self._cut_with_the_secret(scope, peer):
+                if peer.generation is not None:
+                    self._services.on_secret.add(scope)  # it ends when that changes, as if its client had left
+                with scope:
                     payload = await route.handler(asked)
         except Exception as error:  # noqa: BLE001 - the request boundary
-            log_id = uuid4().hex[:12]
-            payload = error_shape(error, log_id=log_id)
-            if payload.code == "INTERNAL_ERROR":
-                self._services.log.error("a request failed by our own fault", path=head.path, id=log_id, error=error)
+            payload = self._services.shape_of(error, path=head.path)
+        finally:
+            self._services.on_secret.discard(scope)
         if payload is ANSWERED:
             payload = answers[0]
         if payload is None and stream.begun:
@@ -155,16 +162,6 @@ class Routes:
         if isinstance(payload, ErrorShape):
             payload = refusal(payload, route.style)
         return self._told(head, peer, payload if isinstance(payload, HttpResponse) else HttpResponse(200, payload))
-
-    @contextmanager
-    def _cut_with_the_secret(self, scope: trio.CancelScope, peer: HttpPeer) -> Generator[None]:
-        """What stands on the gateway's secret ends when that changes, as if its client had left."""
-        if peer.generation is not None:
-            self._services.on_secret.add(scope)
-        try:
-            yield
-        finally:
-            self._services.on_secret.discard(scope)
 
     def _told(self, head: Head, peer: HttpPeer, response: HttpResponse) -> HttpResponse:
         """`response`, after a refusal has left its line."""

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import msgspec
 
+from triops.gateway.frames import Str1
 from triops.runtime.runs.state import QueueMode
 from triops.runtime.sessions import MAIN_KEY
 
-Str1 = Annotated[str, msgspec.Meta(min_length=1)]
 Key = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
 PageSize = Annotated[int, msgspec.Meta(ge=1, le=1000)]
 Uint = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]

@@ -28,7 +28,6 @@ class AgentEvent(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     ts: int
     is_heartbeat: bool = msgspec.field(default_factory=lambda: False)
     spawned_by: str | None = None
-    session: Any = None
 
     def after(self, earlier: Any) -> "AgentEvent":
         """This delta with what `earlier` had to say that was new; nothing of it if that was another message."""

@@ -9,8 +9,7 @@ import trio
 import trio.testing
 
 from triops.gateway.approvals import KEPT, Announcer, Approver, approve, rotate
-from triops.gateway.pairing import DeviceToken, PairedDevice, PendingPairing
-from triops.gateway.records import save_device, save_pending
+from triops.gateway.records import DeviceToken, PairedDevice, PendingPairing, save_device, save_pending
 from triops.gateway.scopes import ADMIN, READ, WRITE
 from triops.runtime.secrets import Secret
 from triops.runtime.store.migrations import migrate

@@ -370,7 +370,7 @@ async def test_frames_are_ordinary_websocket_text_frames_at_every_size() -> None
     from wsproto.connection import Connection as Peer
     from wsproto.events import CloseConnection, TextMessage
 
-    from triops.gateway.connection import close_frame, text_frame
+    from triops.gateway.transport import close_frame, text_frame
 
     for size in (0, 1, 125, 126, 65_535, 65_536):
         peer = Peer(ConnectionType.CLIENT)

@@ -132,7 +132,7 @@ def test_every_route_is_listed_with_what_it_needs() -> None:
 
 async def statuses(host: TestHost, path: str, *headers: tuple[bytes, bytes]) -> dict[str, int]:
     """What the heads of all verbs get; 0 for one that is let in."""
-    routes = Routes(host.gateway.services, host.gateway.door, "127.0.0.1", stopping=lambda: False)
+    routes = Routes(host.gateway.services, "127.0.0.1", stopping=lambda: False)
     told: dict[str, int] = {}
     for verb in VERBS:
         answer = await routes.admit(

@@ -9,17 +9,8 @@ import pytest
 
 from triops.gateway.auth import AuthMode, SharedAuth, check_shared
 from triops.gateway.locality import is_loopback, locality
-from triops.gateway.pairing import (
-    Admit,
-    DeviceToken,
-    Facts,
-    PairedDevice,
-    PendingPairing,
-    Refuse,
-    decide,
-    is_local_backend,
-    pairing_request,
-)
+from triops.gateway.pairing import Admit, Facts, Refuse, decide, is_local_backend
+from triops.gateway.records import DeviceToken, PairedDevice, PendingPairing, pairing_request
 from triops.gateway.schema.connect import ConnectParams
 from triops.runtime.secrets import Secret
 

@@ -16,7 +16,8 @@ from triops.gateway.auth import check_shared
 from triops.gateway.devices import verify_proof
 from triops.gateway.errors import WireError
 from triops.gateway.frames import StateVersion
-from triops.gateway.pairing import Admit, DeviceToken, Facts, PairedDevice, PendingPairing, Refuse, decide
+from triops.gateway.pairing import Admit, Facts, Refuse, decide
+from triops.gateway.records import DeviceToken, PairedDevice, PendingPairing
 from triops.gateway.schema.connect import (
     AttachmentPolicy,
     ConnectParams,

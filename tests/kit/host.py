@@ -53,7 +53,7 @@ class TestHost:
 
     @property
     def port(self) -> int:
-        return self.gateway.door.port
+        return self.gateway.services.door.port
 
     def dial(self, address: str = "127.0.0.1", *, lockstep: bool = False) -> trio.StapledStream[Any, Any]:
         """One end of a connection that the gateway serves; `lockstep` makes each write wait for its reader."""

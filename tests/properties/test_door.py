@@ -26,8 +26,15 @@ from triops.gateway.auth import check_shared
 from triops.gateway.client import DeviceIdentity
 from triops.gateway.door import decide_with_records
 from triops.gateway.locality import Locality
-from triops.gateway.pairing import Admit, Facts, pairing_request
-from triops.gateway.records import load_all_pending, load_device, load_devices, load_pending, save_pending
+from triops.gateway.pairing import Admit, Facts
+from triops.gateway.records import (
+    load_all_pending,
+    load_device,
+    load_devices,
+    load_pending,
+    pairing_request,
+    save_pending,
+)
 from triops.gateway.schema.connect import ClientInfo, ConnectParams, Credentials, DeviceProof
 from triops.gateway.scopes import SCOPES, effective
 from triops.runtime.errors import Invalid
