@@ -11,7 +11,7 @@ from triops.gateway.errors import WireError
 from triops.gateway.handlers import intake
 from triops.gateway.http.exchange import HttpResponse
 from triops.gateway.http.openai import untrusted
-from triops.gateway.http.table import Asked, hooks_prefix, route
+from triops.gateway.http.table import Asked, hooks_place, route
 from triops.gateway.methods import Call
 from triops.gateway.schema.http import HookAgent, HookWake
 from triops.runtime.config import Config
@@ -21,7 +21,7 @@ from triops.runtime.sessions import agent_of
 
 
 def _on(config: Config) -> bool:
-    return hooks_prefix(config) is not None
+    return hooks_place(config) is not None
 
 
 def _session(call: Call, asked_key: str | None, agent_id: str | None, default: str) -> str:

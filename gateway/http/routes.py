@@ -31,8 +31,8 @@ from triops.gateway.http.table import (
     Route,
     Style,
     find,
-    hooks_prefix,
     not_allowed,
+    placed,
     read_body,
     read_query,
     refusal,
@@ -81,16 +81,16 @@ class Routes:
     async def admit(self, head: Head) -> Answer | HttpResponse:
         """What the head alone decides: whether the caller is let in, a probe's answer, what there is not."""
         caller = caller_of(self._address, head.headers)
-        found = find(head, self._services.runtime.config)
+        given, is_hook = placed(head.path, self._services.runtime.config)
+        found = find(head, given, self._services.runtime.config)
         style: Style = "openai" if head.path.startswith("/v1/") else "rpc"
         if not isinstance(found, HttpResponse):
             style = found[0].style
-        prefix = hooks_prefix(self._services.runtime.config)
         try:
             self._door.check_head(caller)
             if head.path in PROBES:
                 return self._probe(head)
-            if prefix is not None and head.path.startswith(prefix):
+            if is_hook:
                 style = "hook"
                 if (answer := await self._check_hook(head, caller)) is not None:
                     return answer

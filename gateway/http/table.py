@@ -71,9 +71,17 @@ def route(
     return enter
 
 
-def find(head: Head, config: Config) -> tuple[Route, dict[str, str]] | HttpResponse:
-    """The route of a request with what its path names, or the 404 or 405."""
-    given = [unquote(part) for part in _own_path(head.path, config).split("/")]
+def placed(path: str, config: Config) -> tuple[list[str], bool]:
+    """The one reading of a path: its segments as the table has them, and whether it is a hook's, whose credential is
+    another. Hooks stand where the configuration wants them, and nowhere else."""
+    given, place = [unquote(part) for part in path.split("/")], hooks_place(config)
+    if place is not None and len(given) > len(place) and given[: len(place)] == place:
+        return ["", "hooks", *given[len(place) :]], True
+    return ([] if given[:2] == ["", "hooks"] else given), False
+
+
+def find(head: Head, given: list[str], config: Config) -> tuple[Route, dict[str, str]] | HttpResponse:
+    """The route of a request whose path has these segments, with what they name, or the 404 or 405."""
     here = [(entry, names) for entry in ROUTES if (names := _names(entry.path, given)) is not None]
     here = [(entry, names) for entry, names in here if entry.enabled(config)]
     method = "GET" if head.method == "HEAD" else head.method
@@ -86,18 +94,10 @@ def find(head: Head, config: Config) -> tuple[Route, dict[str, str]] | HttpRespo
     return not_allowed(", ".join((["GET, HEAD"] if "GET" in methods else []) + (["POST"] if "POST" in methods else [])))
 
 
-def _own_path(path: str, config: Config) -> str:
-    """The path as the table has it: hooks stand where the configuration wants them."""
-    if (prefix := hooks_prefix(config)) is None or prefix == "/hooks/":
-        return path
-    if path.startswith(prefix):
-        return f"/hooks/{path.removeprefix(prefix)}"
-    return f"/{path}" if path.startswith("/hooks/") else path
-
-
-def hooks_prefix(config: Config) -> str | None:
-    """How the paths of hooks begin; None where there are none, for there is no secret."""
-    return f"/{config.hooks.path.strip('/')}/" if config.hooks.enabled and config.hooks.token is not None else None
+def hooks_place(config: Config) -> list[str] | None:
+    """The segments that the paths of hooks begin with; None where there are none, for there is no secret."""
+    hooks = config.hooks
+    return ["", *hooks.path.strip("/").split("/")] if hooks.enabled and hooks.token is not None else None
 
 
 def _names(template: str, given: list[str]) -> dict[str, str] | None:

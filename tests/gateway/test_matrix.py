@@ -142,6 +142,16 @@ async def statuses(host: TestHost, path: str, *headers: tuple[bytes, bytes]) -> 
     return told
 
 
+def spellings(path: str) -> list[str]:
+    """`path` with the first letter of each of its segments, one after the other, written as a number."""
+    segments = path.replace("{", "").replace("}", "").split("/")
+    return [
+        "/".join([*segments[:at], f"%{ord(segment[0]):02x}{segment[1:]}", *segments[at + 1 :]])
+        for at, segment in enumerate(segments)
+        if segment
+    ]
+
+
 def expected(path: str, granted: set[str]) -> dict[str, int]:
     """What somebody with these scopes gets."""
     told: dict[str, int] = {}
@@ -168,6 +178,30 @@ def bearer(token: str) -> tuple[bytes, bytes]:
     return (b"authorization", f"Bearer {token}".encode())
 
 
+async def test_hooks_are_where_the_configuration_wants_them_and_opened_by_their_secret_alone(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """However their path is spelled, and though the mode `none` asks nobody else for a secret."""
+    hooks = {"enabled": True, "token": HOOK}
+    for place in ("/hooks", "my/own place"):
+        config = ON | {"gateway": ON["gateway"] | {"auth": {"mode": "none"}}, "hooks": hooks | {"path": place}}
+        async with open_test_gateway(tmp_path / place.strip("/")[:2], config=config, virtual=True) as host:
+            there = "/" + place.strip("/").replace(" ", "%20")
+            for name in ("wake", "agent", "{name}"):
+                for spelled in (f"{there}/{name}", *spellings(f"{there}/{name}".replace("%20", " "))):
+                    path = spelled.replace(" ", "%20")
+                    for headers in ((), ((b"x-openclaw-scopes", b""),), (bearer(TOKEN),)):
+                        assert set((await statuses(host, path, *headers)).values()) == {401}, path
+                    assert await statuses(host, path, bearer(HOOK)) == expected(f"/hooks/{name}", set(SCOPES)), path
+                if place != "/hooks":
+                    for path in (f"/hooks/{name}", *spellings(f"/hooks/{name}")):
+                        assert set((await statuses(host, path, bearer(HOOK))).values()) == {404}, path
+
+
+def test_a_route_that_needs_no_scope_is_a_hook_or_has_a_method_that_decides() -> None:
+    assert {entry.path for entry in ROUTES if entry.scope is None and entry.style != "hook"} == {"/rpc/{method}"}
+
+
 @pytest.mark.slow
 async def test_a_route_is_for_those_who_have_its_own_credential(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
@@ -179,6 +213,11 @@ async def test_a_route_is_for_those_who_have_its_own_credential(
         nobody = dict.fromkeys(VERBS, 401)
         for path in (*PATHS, "/nowhere", "/", "/sessions/a/b/c"):
             is_hook = path.startswith("/hooks/")
+            if path in PATHS:
+                given = bearer(HOOK if is_hook else TOKEN)
+                for spelled in spellings(path):
+                    assert await statuses(host, spelled) == nobody, spelled
+                    assert await statuses(host, spelled, given) == expected(path, set(SCOPES)), spelled
             for token in (None, "", "wrong", f"{TOKEN} ", f"{TOKEN}x", f"x {TOKEN}", HOOK, TOKEN, *devices):
                 own = (token or "").strip() == (HOOK if is_hook else TOKEN)
                 given = () if token is None else (bearer(token),)
