@@ -5,6 +5,7 @@ from typing import Literal
 
 import msgspec
 
+from triops.gateway.devices import normalise_metadata
 from triops.gateway.scopes import covers
 from triops.runtime.secrets import Secret
 from triops.runtime.store import devices
@@ -120,12 +121,14 @@ def pairing_request(
     new_id: str,
     is_repair: bool = True,
 ) -> PendingPairing:
-    """What a device as `device` describes it asks for: its `live` request, refreshed, if that covers `scopes`; else a
-    new one in its place."""
+    """What a device as `device` describes it asks for: its `live` request, refreshed, if that covers `scopes` and says
+    the same of what an approval pins; else a new one in its place."""
     if (
         live is not None
         and now < live.ts + PENDING_TTL_MS
         and live.public_key == device.public_key
+        and normalise_metadata(live.platform) == normalise_metadata(device.platform)
+        and normalise_metadata(live.device_family) == normalise_metadata(device.device_family)
         and covers(live.scopes, scopes)
     ):
         return msgspec.structs.replace(live, ts=now)

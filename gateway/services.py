@@ -28,6 +28,11 @@ class Socket(Protocol):
     """The device that it proved, or is about to prove, to be."""
 
     @property
+    def unknown(self) -> bool:
+        """It has not been let in yet."""
+        ...
+
+    @property
     def by_secret(self) -> bool:
         """It stands on the gateway's own secret, or may be about to."""
         ...

@@ -671,7 +671,14 @@ def test_a_covered_request_refreshes_the_one_that_waits() -> None:
 
 
 @pytest.mark.parametrize(
-    "waiting", [live_request(scopes=(READ,)), live_request(ts=NOW - 300_000), live_request(public_key="other")]
+    "waiting",
+    [
+        live_request(scopes=(READ,)),
+        live_request(ts=NOW - 300_000),
+        live_request(public_key="other"),
+        live_request(platform="elsewhere"),  # else an approval would pin what the client no longer says
+        live_request(device_family="watch"),
+    ],
 )
 def test_a_broader_late_or_strange_request_is_a_new_one(waiting: PendingPairing) -> None:
     pending = held(pending=waiting).pending

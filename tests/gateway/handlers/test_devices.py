@@ -105,6 +105,12 @@ async def test_a_device_from_elsewhere_asks_is_approved_and_comes_in(tmp_path: P
             token = client.hello["auth"]["deviceToken"]
             assert token not in str(listed)
         assert token not in str(host.log)
+        async with host.socket() as stranger:
+            await stranger.event("connect.challenge")
+            (socket,) = (each for each in host.gateway.services.sockets if each.unknown)
+            socket.device = device.id  # as it claims, while that is looked at
+            (row,) = (await operator.request("device.pair.list"))["paired"]
+            assert row["connected"] is False
         again = {"requestId": request_id}
         assert (await denied(operator, "device.pair.approve", again)).startswith("unknown requestId")
 
