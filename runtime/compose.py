@@ -167,7 +167,7 @@ async def open_runtime(
             clock=clock,
             log=log.bind("turn"),
         )
-        deliveries = Deliveries(log)
+        deliveries = Deliveries(store, log)
         stack.enter_context(bus.subscribe(deliveries.hear, RunEnded))
         lanes = Lanes(cap=config.messages.queue.cap, main=config.agents.defaults.max_concurrent)
         runs = await stack.enter_async_context(

@@ -41,10 +41,12 @@ class Heartbeat:
         self._config = config
         self._clock = clock
 
-    async def wake(self, text: str, *, mode: WakeMode = "now", session_key: str = MAIN_KEY) -> None:
+    async def wake(
+        self, text: str, *, mode: WakeMode = "now", session_key: str = MAIN_KEY, run_id: str | None = None
+    ) -> None:
         """Put a visible system message into a session; with mode `now` a run answers it there.
 
-        Returns when it is on disk. `session_key` is canonical.
+        Returns when it is on disk. `session_key` is canonical. `run_id` names the run: the same again is the same.
 
         Raises:
             Invalid: the session is a sub-agent's: its parent talks to it.
@@ -56,7 +58,7 @@ class Heartbeat:
         if mode == "next-heartbeat":
             await self._runs.append(session_key, message)
         else:
-            await self._runs.submit(self._submission(session_key, message, "wake"))
+            await self._runs.submit(self._submission(session_key, message, "wake", run_id))
 
     async def beat(self) -> dict[str, Any]:
         """Take a turn now; returns, keeps and publishes the protocol's `heartbeat` payload when it is over.
@@ -93,9 +95,9 @@ class Heartbeat:
             await trio.sleep(self._config.every)
             await self.beat()
 
-    def _submission(self, key: str, message: SystemMessage, source: Source) -> Submission:
+    def _submission(self, key: str, message: SystemMessage, source: Source, run_id: str | None = None) -> Submission:
         return Submission(
-            run_id=f"{source}:{uuid4()}",
+            run_id=run_id or f"{source}:{uuid4()}",
             session_key=key,
             message=message,
             source=source,

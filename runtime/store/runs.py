@@ -10,6 +10,7 @@ from triops.agents.messages import AssistantMessage, Message, StopReason, Usage
 from triops.runtime.errors import Conflict
 from triops.runtime.history import Past
 from triops.runtime.runs.state import (
+    Delivery,
     RunState,
     Submission,
     Terminal,
@@ -25,9 +26,12 @@ from triops.runtime.store.sessions import Placed
 
 KEEP_MS = 30 * 24 * 3600 * 1000
 """How long a run and its idempotency key are kept."""
+TELL_MS = 2 * 24 * 3600 * 1000
+"""How long after its acceptance the end of a run is still news."""
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Submission).decode
+_decode_delivery = msgspec.json.Decoder(Delivery).decode
 _CREATED_VIA: dict[str, CreatedVia] = {"cron": "cron", "spawn": "spawn", "heartbeat": "internal", "wake": "internal"}
 _STATUS: dict[RunState, SessionStatus] = {
     RunState.FINAL: "done",
@@ -224,6 +228,22 @@ def find(db: Db, run_id: str) -> Stored | None:
         accepted_at=accepted_at,
         terminal=decoded,
     )
+
+
+def undelivered(db: Db) -> dict[str, tuple[Delivery, Terminal]]:
+    """Of the last days' runs those that are over and whose ends are still to be told to somebody, the oldest first."""
+    rows = db.execute(
+        "SELECT id, submission -> '$.delivery', terminal FROM runs"
+        " WHERE accepted_at >= (SELECT max(accepted_at) FROM runs) - ? AND terminal IS NOT NULL"
+        " AND submission ->> '$.delivery' IS NOT NULL ORDER BY n",
+        (TELL_MS,),
+    ).fetchall()
+    return {id: (_decode_delivery(delivery), decode_terminal(terminal)) for id, delivery, terminal in rows}
+
+
+def delivered(db: Db, *, run_id: str) -> None:
+    """The end of this run was told."""
+    db.execute("UPDATE runs SET submission = json_remove(submission, '$.delivery') WHERE id = ?", (run_id,))
 
 
 def recover(db: Db, now: int, *, max_age_ms: int, told: Mapping[str, Terminal]) -> tuple[list[Stored], list[Stored]]:

@@ -1,6 +1,7 @@
 """How a run's end comes to a main session."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -10,7 +11,9 @@ from triops.agents.messages import UserMessage
 from triops.runtime.cron.job import WakeMode
 from triops.runtime.deliveries import told
 from triops.runtime.events import SessionMessage
-from triops.runtime.runs.state import Delivery, RunState, Submission, Terminal
+from triops.runtime.runs.state import Accepted, Delivery, RunState, Submission, Terminal
+from triops.runtime.runs.supervisor import Supervisor
+from triops.runtime.store import runs as stored
 from triops.runtime.testing import copy_state
 
 MAIN = "agent:main:main"
@@ -66,6 +69,49 @@ async def test_a_hook_that_waited_over_a_restart_is_heard_all_the_same(tmp_path:
         while not (heard := (await client.request("chat.history", {"sessionKey": "main"}))["messages"]):
             await client.event("session.message")
         assert [message["content"] for message in heard] == ["Mail: late"]
+
+
+@pytest.mark.parametrize("mode", ["now", "next-heartbeat"])
+async def test_an_end_that_a_kill_left_untold_is_told_by_the_next_process_and_by_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: WakeMode
+) -> None:
+    config = {"agents": {"defaults": {"model": {"primary": "scripted/echo"}}}}
+    killed = tmp_path / "killed"
+    async with open_test_gateway(tmp_path, config=config) as host:
+        begun = trio.Event()
+
+        async def hang(*_: object, **__: object) -> None:
+            begun.set()
+            await trio.sleep_forever()
+
+        monkeypatch.setattr(Supervisor, "append", hang)
+        submit = Supervisor.submit
+
+        async def submit_or_hang(self: Supervisor, submission: Submission, **more: Any) -> Accepted:
+            if submission.source == "wake":
+                await hang()
+            return await submit(self, submission, **more)
+
+        monkeypatch.setattr(Supervisor, "submit", submit_or_hang)
+        message = UserMessage("SAY:done", host.runtime.clock())
+        wanted = Submission(
+            run_id="k", session_key="agent:main:work", message=message, delivery=Delivery(MAIN, "Mail", mode)
+        )
+        await host.runtime.runs.submit(wanted)
+        with trio.fail_after(10):
+            await begun.wait()
+        copy_state(tmp_path / "state", killed / "state")
+        monkeypatch.undo()
+    for _ in range(2):
+        async with open_test_gateway(killed, config=config) as host, host.client() as client:
+            await client.request("sessions.messages.subscribe", {"key": MAIN})
+            while not (heard := (await client.request("chat.history", {"sessionKey": "main"}))["messages"]):
+                await client.event("session.message")
+            assert [message["content"] for message in heard if message["role"] == "system"] == ["Mail: done"]
+            if mode == "now":
+                await host.runtime.runs.wait("wake:k")
+            while await host.runtime.store.read(stored.undelivered):
+                await trio.lowlevel.checkpoint()
 
 
 @pytest.mark.parametrize(
