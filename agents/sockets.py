@@ -1,6 +1,6 @@
-"""Sending to a socket that has room without waiting for it: no deadline to arm, no step of the loop.
+"""Sending to a socket that has room, and taking what it holds: no wait, so no deadline to arm and no step of the loop.
 
-Where it has none, or is broken, Trio's own stream goes on, and says so.
+Where it has none, Trio's own stream goes on.
 """
 
 import socket
@@ -9,7 +9,7 @@ import trio
 
 
 def with_raw(stream: trio.SocketStream) -> tuple[trio.SocketStream, socket.socket]:
-    """`stream` anew, to be used and closed in its place, and the socket under it, for `send_now`."""
+    """`stream` anew, to be used and closed in its place, and the socket under it, for the others."""
     old = stream.socket
     raw = socket.socket(old.family, old.type, old.proto, fileno=old.detach())
     return trio.SocketStream(trio.socket.from_stdlib_socket(raw)), raw
@@ -21,3 +21,15 @@ def send_now(raw: socket.socket, data: bytes | bytearray | memoryview) -> int:
         return raw.send(data)
     except OSError:  # no room, or gone: who sends the rest finds out which
         return 0
+
+
+def receive_now(raw: socket.socket, size: int) -> bytes | None:
+    """What is there already, b"" at the end; None where that is nothing.
+
+    Raises:
+        OSError: the connection is broken, which is not told twice.
+    """
+    try:
+        return raw.recv(size)
+    except BlockingIOError:
+        return None

@@ -21,7 +21,7 @@ import trio
 from triops.agents.errors import ProviderError
 from triops.agents.providers.faults import NOT_JSON, Faults
 from triops.agents.providers.routes import Proxy, Target, Trust, open_tunnel, proxy_of, target_of, tls_context
-from triops.agents.sockets import send_now, with_raw
+from triops.agents.sockets import receive_now, send_now, with_raw
 
 CONNECT_LIMIT = 10.0
 """Seconds, for a TCP connection and for its TLS handshake each."""
@@ -61,7 +61,8 @@ class Response:
         self.headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in headers}
         """Names in lower case."""
         self.read = read
-        """Wait for more of the body: what one network read held, `b""` at the end. Raises `ProviderError`."""
+        """Wait for more of the body: what one network read held, `b""` at the end. Raises `ProviderError`. Makes no
+        checkpoint where that is there already: a loop over what may never end makes its own."""
 
     async def body(self, limit: int = BODY_LIMIT) -> bytes:
         """The rest of the body, cut at `limit` bytes.
@@ -345,12 +346,14 @@ class _Connection:
         self._wire.receive_data(_merged(data) if at_chunk else data)
 
     async def _wait(self, seconds: float) -> bytes | None:
-        with trio.move_on_after(seconds):
-            try:
+        try:
+            if self._heard and self._raw is not None and (data := receive_now(self._raw, READ_SIZE)) is not None:
+                return data
+            with trio.move_on_after(seconds):
                 return bytes(await self._stream.receive_some(READ_SIZE))
-            except trio.BrokenResourceError as error:
-                self._ended = True
-                raise _cut(self.name) from error
+        except (trio.BrokenResourceError, OSError) as error:
+            self._ended = True
+            raise _cut(self.name) from error
         return None
 
 

@@ -282,7 +282,7 @@ async def _batches(
             raise faults.stuck(life)
     with trio.move_on_after(DRAIN_LIMIT), suppress(ProviderError):  # failing at that takes nothing from the reply
         while await response.read():
-            pass
+            await trio.lowlevel.checkpoint()  # a read makes none where there is always more
 
 
 def _document_type(response: Response) -> str:

@@ -422,6 +422,32 @@ async def test_a_quick_stream_is_gathered_and_no_other_is_told_later(ask, collec
     assert len(http.readers) <= reads and trio.current_time() - start <= 202 * gap + late + 1e-6
 
 
+async def test_a_server_that_never_stops_after_the_reply_holds_up_nobody(ask, collect):
+    class Endless(HttpClient):
+        reads, others_ran = 0, False
+
+        @asynccontextmanager
+        async def stream(self, *request: object, **limits: object) -> AsyncGenerator[Response]:
+            yield Response(200, [(b"Content-Type", b"text/event-stream")], self._read)
+
+        async def _read(self) -> bytes:
+            self.reads += 1
+            assert self.reads < 1_000_000, "nobody else had a turn"
+            done = b'data: {"choices": [{"delta": {"content": "x"}}]}\n\ndata: [DONE]\n\n'
+            return b"" if self.others_ran else done if self.reads == 1 else b": more\n\n"
+
+    async def another() -> None:
+        await trio.lowlevel.checkpoint()
+        http.others_ran = True
+
+    http = Endless()
+    provider = OpenAICompletionsProvider(id="mock", base_url="http://mock", http=http)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(another)
+        assert (await collect(provider, ask()))[-1].message.text == "x"
+    assert http.reads > 1
+
+
 async def test_an_answer_is_read_by_who_asks_for_it_and_no_further_than_that(ask, autojump_clock):
     http = Paced(20, 0.1)
     provider = OpenAICompletionsProvider(id="mock", base_url="http://mock", http=http)
