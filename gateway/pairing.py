@@ -86,10 +86,7 @@ def is_local_backend(facts: Facts, method: AuthMethod | None) -> bool:
 
 def decide(facts: Facts) -> Admit | Refuse:
     """Decide on an operator's connect."""
-    decision = _without_device(facts) if facts.params.device is None else _with_device(facts)
-    if isinstance(decision, Admit) and facts.scope_cap is not None:
-        return msgspec.structs.replace(decision, scopes=limited(decision.scopes, facts.scope_cap))
-    return decision
+    return _without_device(facts) if facts.params.device is None else _with_device(facts)
 
 
 def _requested(facts: Facts) -> tuple[str, ...]:
