@@ -11,7 +11,9 @@ from triops.gateway.records import (
     PendingPairing,
     find_pending,
     load_all_pending,
+    load_device,
     load_devices,
+    load_pending,
     pairing_request,
     save_device,
     save_pending,
@@ -43,6 +45,14 @@ def test_devices_are_listed_the_last_approved_first_and_requests_the_newest(db: 
         save_pending(db, request(id, at), now=at)
     assert [each.device_id for each in load_devices(db)] == ["b", "a", "c"]
     assert [each.device_id for each in load_all_pending(db, now=3)] == ["b", "a", "c"]
+
+
+def test_a_record_is_read_as_it_was_written_and_none_is_none(db: Any) -> None:
+    assert load_device(db, "a") is load_pending(db, "a") is find_pending(db, "request-a", now=2) is None
+    save_device(db, device("a", 1))
+    save_pending(db, request("a", 2), now=2)
+    assert load_device(db, "a") == device("a", 1)
+    assert load_pending(db, "a") == find_pending(db, "request-a", now=2) == request("a", 2)
 
 
 def test_a_request_takes_the_place_of_its_device_s_last_one_and_forgets_the_expired_of_others(db: Any) -> None:
