@@ -281,7 +281,7 @@ async def _batches(
         elif trio.current_time() - heard > life:
             raise faults.stuck(life)
     with trio.move_on_after(DRAIN_LIMIT), suppress(ProviderError):  # failing at that takes nothing from the reply
-        while await response.read():
+        while await response.read():  # noqa: ASYNC110 - it waits for the body's end
             await trio.lowlevel.checkpoint()  # a read makes none where there is always more
 
 
