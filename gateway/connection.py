@@ -87,6 +87,11 @@ class Connection:
         return self._session.state in (State.NEW, State.CONNECT, State.DECIDING)
 
     @property
+    def admitted(self) -> bool:
+        """It was let in, though it may be closing by now."""
+        return self._since is not None
+
+    @property
     def by_secret(self) -> bool:
         """It stands on the gateway's own secret, or what it stands on is being decided."""
         return self._by_secret or self._session.state is State.DECIDING

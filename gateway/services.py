@@ -28,8 +28,8 @@ class Socket(Protocol):
     """The device that it proved, or is about to prove, to be."""
 
     @property
-    def unknown(self) -> bool:
-        """It has not been let in yet."""
+    def admitted(self) -> bool:
+        """It was let in."""
         ...
 
     @property

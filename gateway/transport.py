@@ -15,7 +15,8 @@ class Transport(trio.abc.HalfCloseableStream):
     """A socket with push-back, a lock around whole writes, and a cap on what an unknown peer may send.
 
     trio-websocket sends each frame by one `send_all`; ready-made frames go through the same lock, so that both
-    interleave frame by frame. A write that is cancelled or late may have sent half a frame: the stream is closed then.
+    interleave frame by frame. A write that waits for room and is cancelled or late may have sent half a frame: the
+    stream is closed then.
     """
 
     def __init__(self, stream: trio.abc.HalfCloseableStream, raw: Socket | None = None) -> None:

@@ -21,6 +21,7 @@ import msgspec
 from triops.runtime.clock import Clock, system_clock
 from triops.runtime.config import LogLevel
 from triops.runtime.paths import StateError, open_private
+from triops.runtime.printable import ESCAPES
 from triops.runtime.secrets import REDACTED, SHORTEST_SECRET, Secret
 
 RETAINED_FILES = 7
@@ -35,7 +36,6 @@ CONSOLE_GRACE = 2.0
 
 _ORDER: dict[LogLevel, int] = {level: rank for rank, level in enumerate(get_args(LogLevel))}
 _FILE_NAME = re.compile(r"triops-\d{4}-\d{2}-\d{2}\.log")
-_CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))}
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -220,7 +220,7 @@ def _members(error: BaseException) -> Sequence[BaseException]:
 
 def printable(text: str) -> str:
     """`text` with control characters made visible: a peer's words must not steer a terminal."""
-    return text.translate(_CONTROL)
+    return text.translate(ESCAPES)
 
 
 class LogFile:

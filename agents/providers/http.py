@@ -292,7 +292,7 @@ class _Connection:
         if self._proxy is not None:
             path, headers = f"http://{target.name}{path}", {**headers, **self._proxy.headers}
         head: h11.Request | None = None
-        with suppress(h11.LocalProtocolError, UnicodeEncodeError):  # which repeat what is wrong, and it may be a key
+        with suppress(h11.LocalProtocolError, ValueError):  # which repeat what is wrong, and it may be a key
             head = h11.Request(method=method, target=path, headers=target.head(headers, body))
         if head is None:
             raise ProviderError("format", "a header or the API key holds characters that HTTP does not allow")

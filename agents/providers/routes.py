@@ -44,9 +44,11 @@ class Target(msgspec.Struct, frozen=True):
         return self.secure, self.name
 
     def head(self, headers: Mapping[str, str], body: bytes) -> list[tuple[bytes, bytes]]:
-        """The header lines to send. Raises `UnicodeEncodeError` for what is not ASCII."""
+        """The header lines to send. Raises `ValueError` for a value that is no plain text."""
         lines = {"host": self.name, **{name.lower(): value.strip() for name, value in headers.items()}}
         lines["content-length"] = str(len(body))
+        if not all(map(str.isprintable, lines.values())):
+            raise ValueError("a control character")
         return [(name.encode("ascii"), value.encode("ascii")) for name, value in lines.items()]
 
 

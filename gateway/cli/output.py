@@ -12,18 +12,14 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from triops.gateway.cli.failures import Failure
+from triops.runtime.printable import ESCAPES
 
 if TYPE_CHECKING:
     from triops.runtime.config_reader import Notice
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_UNSEEN = (0x200B, 0x2060, 0xFEFF, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-"""What has no width, or turns the order of letters round."""
-_CONTROL = {
-    **{code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"},
-    **{code: f"\\u{code:04x}" for code in _UNSEEN},
-}
+_ESCAPES = {code: seen for code, seen in ESCAPES.items() if chr(code) not in "\t\n"}
 
 
 class Mode:
@@ -99,4 +95,4 @@ def time_text(ms: int | None) -> str | None:
 
 def printable(text: str) -> str:
     """`text` with control characters made visible: a model's or a peer's words must not steer a terminal."""
-    return text.translate(_CONTROL)
+    return text.translate(_ESCAPES)

@@ -57,7 +57,7 @@ async def pair_list(call: Call, params: NoParams) -> dict[str, Any]:
     now = services.runtime.clock()
     pending, paired = await services.runtime.store.read(lambda db: (load_all_pending(db, now=now), load_devices(db)))
     own = None if ADMIN in by.scopes else by.device
-    here = {socket.device for socket in services.sockets if not socket.unknown}
+    here = {socket.device for socket in services.sockets if socket.admitted}
     return {
         "pending": [asked for asked in pending if own in (None, asked.device_id)],
         "paired": [_shown(each, here) for each in paired if own in (None, each.device_id)],

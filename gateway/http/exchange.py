@@ -111,6 +111,7 @@ async def serve_http(transport: Transport, admit: Admit, busy: Callable[[], Abst
     try:
         while await _serve_one(transport, connection, admit, busy):
             connection.start_next_cycle()
+            await trio.lowlevel.checkpoint()  # many requests may be there at once, and room for their answers
     except h11.RemoteProtocolError as error:
         message = str(error).partition(": bytearray")[0]
         raise HeadError(error.error_status_hint if error.error_status_hint >= 400 else 400, message) from None

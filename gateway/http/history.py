@@ -12,7 +12,7 @@ from triops.gateway.http.table import Asked, route
 from triops.gateway.methods import Call
 from triops.gateway.schema.http import History
 from triops.gateway.scopes import ADMIN, READ
-from triops.runtime.events import RuntimeEvent, SessionChanged, SessionMessage
+from triops.runtime.events import SessionChanged, SessionMessage
 from triops.runtime.store import sessions as stored
 from triops.runtime.store.db import Db
 from triops.runtime.store.sessions import Page
@@ -51,7 +51,7 @@ async def _follow(asked: Asked, key: str, query: History) -> None:
     behind: list[SessionMessage] = []
     whole, bell = True, trio.Event()
 
-    def hear(event: RuntimeEvent) -> None:
+    def hear(event: SessionMessage | SessionChanged) -> None:
         nonlocal whole
         if isinstance(event, SessionMessage) and event.session_key == key:
             behind.append(event)
@@ -65,7 +65,7 @@ async def _follow(asked: Asked, key: str, query: History) -> None:
         bell.set()
 
     asked.call.park()
-    with asked.call.services.runtime.bus.subscribe(hear):
+    with asked.call.services.runtime.bus.subscribe(hear, SessionMessage, SessionChanged):
         told, prefix = 0, b"retry: 1000\n\n"
         while True:
             out = b""

@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -50,6 +51,31 @@ async def test_writes_at_once_arrive_whole_and_in_order_though_the_first_has_no_
             nursery.start_soon(transport.send_all, data)
             await trio.testing.wait_all_tasks_blocked()
         assert await read_all(theirs, len(LARGE) + 17) == LARGE + b"secondthirdfourth"
+
+
+async def test_a_write_waits_behind_another_though_there_is_room_again() -> None:
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    small = [bytes([64 + number]) for number in range(20)]
+    held = bytearray()
+
+    def read() -> None:
+        with suppress(BlockingIOError):
+            while data := theirs.recv(1 << 20):
+                held.extend(data)
+
+    async with Transport(*with_raw(trio.SocketStream(trio.socket.from_stdlib_socket(ours)))) as transport:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(transport.send_all, LARGE)
+            for data in small:
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.start_soon(transport.send_all, data)
+                held.extend(theirs.recv(1 << 16))  # room, before anybody runs
+            while len(held) < len(LARGE) + len(small):
+                read()
+                await trio.lowlevel.checkpoint()
+    theirs.close()
+    assert bytes(held) == LARGE + b"".join(small)
 
 
 async def test_a_write_that_is_cancelled_with_a_part_sent_closes_the_stream(ends: Ends) -> None:

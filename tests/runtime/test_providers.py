@@ -281,6 +281,8 @@ async def test_changes_keep_the_connections_to_providers_or_close_them(tmp_path:
         for change, connections in (({}, [True]), ({}, [True]), ({"patience_seconds": 1.0}, [False, True])):
             (entry,) = catalog_of(loaded(**change)).entries()
             await entry.provider.discover()
+            assert isinstance(entry.provider, OpenAICompletionsProvider)
+            assert entry.provider.http.patience == change.get("patience_seconds", 20)
             assert server.connections == connections
     await trio.testing.wait_all_tasks_blocked()
     assert server.connections == [False, False]

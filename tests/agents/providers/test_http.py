@@ -1,5 +1,6 @@
 import datetime
 import ipaddress
+import json
 import socket
 import ssl
 import sys
@@ -60,12 +61,20 @@ async def test_a_connection_serves_one_request_after_the_other(server, http):
 
 
 @pytest.mark.parametrize(
-    "headers", [{"a b": "x"}, {"x": f"{KEY}\r\nx: y"}, {"x": f"{KEY} \N{CYRILLIC SMALL LETTER YU}"}]
+    "headers",
+    [{"a b": "x"}, {"x": f"{KEY}\r\nx: y"}, {"x": f"{KEY}\x1b[m"}, {"x": f"{KEY} \N{CYRILLIC SMALL LETTER YU}"}],
 )
 async def test_what_no_header_can_say_is_refused_without_repeating_it_and_nothing_is_sent(server, http, headers):
     with pytest.raises(ProviderError, match="characters that HTTP does not allow") as caught:
         await http.get_json(server.url, headers, FAULTS)
     assert caught.value.kind == "format" and caught.value.__context__ is None and not server.asked
+
+
+async def test_a_body_that_has_no_room_at_once_arrives_whole(server, http):
+    server.answers = [[OK]]
+    numbers = list(range(1_000_000))
+    async with http.stream("POST", server.url, {}, json.dumps(numbers).encode()) as response:
+        assert await response.body() == b"{}" and server.bodies == [numbers]
 
 
 async def test_requests_at_once_have_connections_of_their_own(server, http, patient_clock):

@@ -382,6 +382,14 @@ async def test_a_busy_model_is_asked_again_once_it_cooled_and_its_siblings_meanw
     assert (await collect(provider, ask(has_other=True)))[-1].message.text == "Hello"
 
 
+async def test_an_answer_ends_the_cooling(server, provider, hello, ask, collect, patient_clock):
+    server.answers = [[failure(401)], [whole(*hello)]]
+    with pytest.raises(ProviderError, match="not authorised"):
+        await collect(provider, ask())
+    for has_other in (False, True):  # who has no other model asks all the same
+        assert (await collect(provider, ask(has_other=has_other)))[-1].message.text == "Hello"
+
+
 async def test_a_busy_provider_is_tried_again_before_another_model_is(server, provider, ask, collect, patient_clock):
     server.answers = [[failure(429)]]
     with pytest.raises(ProviderError, match="too many requests"):

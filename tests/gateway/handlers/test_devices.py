@@ -106,11 +106,15 @@ async def test_a_device_from_elsewhere_asks_is_approved_and_comes_in(tmp_path: P
             assert token not in str(listed)
         assert token not in str(host.log)
         async with host.socket() as stranger:
-            await stranger.event("connect.challenge")
-            (socket,) = (each for each in host.gateway.services.sockets if each.unknown)
-            socket.device = device.id  # as it claims, while that is looked at
+            challenge = await stranger.event("connect.challenge")
+            claim = connect_params(token="wrong", client="test", mode="test", scopes=(READ,))
+            claim["device"] = device.proof(claim, challenge) | {"signature": "AAAA"}
+            with pytest.raises(Refused, match="signature"):
+                await stranger.request("connect", claim)
+            (socket,) = (each for each in host.gateway.services.sockets if each.device == device.id)
             (row,) = (await operator.request("device.pair.list"))["paired"]
-            assert row["connected"] is False
+            assert row["connected"] is False, "it only claims to be that one, and is being closed"
+            assert not socket.admitted
         again = {"requestId": request_id}
         assert (await denied(operator, "device.pair.approve", again)).startswith("unknown requestId")
 

@@ -1,5 +1,6 @@
 """HTTP/1.1 on one connection, with an answer of the test's own."""
 
+import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from functools import partial
@@ -10,6 +11,7 @@ import trio
 import trio.testing
 from tests.kit.wire import HttpAnswer, next_answer
 
+from triops.agents.sockets import with_raw
 from triops.gateway.http.exchange import (
     BODY_DEADLINE,
     IDLE,
@@ -108,6 +110,30 @@ async def test_pipelined_requests_wait_their_turn() -> None:
     async with served() as peer:
         await peer.send("".join(f"GET /{n} HTTP/1.1\nHost: x\n\n" for n in range(5)))
         assert [(await peer.answer()).body["path"] for _ in range(5)] == [f"/{n}" for n in range(5)]
+
+
+async def test_requests_in_one_breath_leave_others_their_turns() -> None:
+    ours, theirs = (trio.SocketStream(trio.socket.from_stdlib_socket(each)) for each in socket.socketpair())
+    turns, count = 0, 300
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async def admit(head: Head) -> HttpResponse:
+        return HttpResponse(200, {"turns": turns})
+
+    transport = Transport(*with_raw(theirs))
+    async with ours, transport, trio.open_nursery() as nursery:
+        await ours.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * count)
+        nursery.start_soon(others)
+        nursery.start_soon(serve_http, transport, admit, nullcontext)
+        peer = Peer(ours)
+        told = [(await peer.answer()).body["turns"] for _ in range(count)]
+        assert told[-1] - told[0] >= count - 2
+        nursery.cancel_scope.cancel(reason="seen")
 
 
 async def test_requests_that_come_while_one_is_answered_are_answered_too(autojump_clock: Clock) -> None:
