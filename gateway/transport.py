@@ -16,7 +16,7 @@ class Transport(trio.abc.HalfCloseableStream):
 
     trio-websocket sends each frame by one `send_all`; ready-made frames go through the same lock, so that both
     interleave frame by frame. A write that waits for room and is cancelled or late may have sent half a frame: the
-    stream is closed then.
+    stream is closed then. `raw` is the socket under `stream` (`with_raw`), where there is one.
     """
 
     def __init__(self, stream: trio.abc.HalfCloseableStream, raw: Socket | None = None) -> None:
