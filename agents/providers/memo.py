@@ -22,7 +22,8 @@ _encode_json = msgspec.json.Encoder().encode
 class _Said(msgspec.Struct, frozen=True):
     messages: Sequence[Message]
     model: ModelInfo
-    turns: list[msgspec.Raw]
+    turns: bytes
+    """Their JSON, with commas between: one piece, so that it costs a request the same however many they are."""
     role: Any
     """Of the last turn, where the format has roles."""
 
@@ -41,7 +42,7 @@ class Memo:
         return self._tools[1]
 
     def turns(self, request: ModelRequest, encode: Encode) -> list[Any]:
-        """The same as `encode(request.messages, request.model)`."""
+        """What is the same as `encode(request.messages, request.model)` when it is encoded."""
         messages, model = request.messages, request.model
         before = self._kept.get(request.session_id)
         if (
@@ -50,7 +51,7 @@ class Memo:
             or len(before.messages) >= len(messages)
             or not all(map(is_, before.messages, messages))
         ):
-            before = _Said((), model, [], None)
+            before = _Said((), model, b"", None)
         start = len(before.messages)
         last = next((at for at in range(len(messages) - 1, start, -1) if _is_reply(messages[at])), start)
         new, rest = encode(messages[start:last], model), encode(messages[last:], model)
@@ -59,11 +60,10 @@ class Memo:
             return encode(messages, model)  # two that stand side by side would have become one
         said = before.turns
         if new and request.session_id:
-            said = [*said, *(msgspec.Raw(_encode_json(turn)) for turn in new)]
-            kept = _Said(messages[:last], model, said, _role(new[-1]))
-            self._kept.keep(request.session_id, kept, sum(map(len, cast("list[bytes]", said))))
+            said = b",".join([*([said] if said else ()), *map(_encode_json, new)])
+            self._kept.keep(request.session_id, _Said(messages[:last], model, said, _role(new[-1])), len(said))
             new = []
-        return [*said, *new, *rest]
+        return [*([msgspec.Raw(said)] if said else ()), *new, *rest]
 
 
 def _is_reply(message: Message) -> bool:

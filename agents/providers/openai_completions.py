@@ -63,8 +63,12 @@ def _turns(messages: Sequence[Message], model: ModelInfo) -> list[dict[str, Any]
             case UserMessage() | SystemMessage():
                 _say(turns, seen(message, model))
             case AssistantMessage():
-                if message.text or message.tool_calls:
-                    turns.append(_assistant(message, null_content=not model.compat.requires_string_content))
+                text, calls = message.text, message.tool_calls
+                if text or calls:
+                    content = text or ("" if model.compat.requires_string_content else None)
+                    turns.append({"role": "assistant", "content": content})
+                if calls:
+                    turns[-1]["tool_calls"] = [_call(call) for call in calls]
             case ToolResultMessage():
                 blocks = seen(message, model)
                 images += [block for block in blocks if isinstance(block, Image)]
@@ -92,13 +96,6 @@ def _user_content(blocks: list[UserBlock]) -> str | list[dict[str, Any]]:
         else {"type": "image_url", "image_url": {"url": f"data:{block.mime_type};base64,{block.data}"}}
         for block in blocks
     ]
-
-
-def _assistant(message: AssistantMessage, *, null_content: bool) -> dict[str, Any]:
-    turn: dict[str, Any] = {"role": "assistant", "content": message.text or (None if null_content else "")}
-    if message.tool_calls:
-        turn["tool_calls"] = [_call(call) for call in message.tool_calls]
-    return turn
 
 
 def _call(call: ToolCall) -> dict[str, Any]:

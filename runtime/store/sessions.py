@@ -12,8 +12,7 @@ from triops.runtime.history import Past, window
 from triops.runtime.sessions import CreatedVia, Session, agent_of, is_main
 from triops.runtime.store.db import Db, Row, Value
 
-_FIELDS = msgspec.structs.fields(Session)
-COLUMNS = ", ".join(field.name for field in _FIELDS)
+COLUMNS = ", ".join(Session.__struct_fields__)
 
 
 class Placed(msgspec.Struct, frozen=True):
@@ -27,7 +26,7 @@ class Placed(msgspec.Struct, frozen=True):
 
 def session_of(row: Row) -> Session:
     """The session of a row of `COLUMNS`."""
-    return Session(**{field.name: value for field, value in zip(_FIELDS, row, strict=True)})
+    return Session(**dict(zip(Session.__struct_fields__, row, strict=True)))
 
 
 def find(db: Db, key: str) -> Session | None:

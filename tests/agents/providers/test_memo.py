@@ -79,6 +79,9 @@ def test_a_turn_encodes_what_is_new() -> None:
         counts.clear()
         memo.turns(request(said), encode)
     assert sum(counts) == 4
+    assert len(memo.turns(request(said), encode)) == 3, (
+        "what was said before is one piece, the last reply and its answer follow"
+    )
 
 
 @pytest.mark.parametrize("other", [{"session": "t"}, {"model": msgspec.structs.replace(INFO)}, {"session": ""}])

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from importlib import resources
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import apsw
 import pytest
@@ -16,7 +16,7 @@ from triops.runtime.errors import Conflict, Unavailable
 from triops.runtime.paths import StateError
 from triops.runtime.store import sessions
 from triops.runtime.store.db import Db
-from triops.runtime.store.migrations import VERSION, StateTooNew
+from triops.runtime.store.migrations import VERSION, StateTooNew, migrate
 from triops.runtime.store.sqlite import GROUP, Outcome, SqliteStore, Store, connect, open_store
 
 SECONDS = 20.0
@@ -344,3 +344,23 @@ async def test_each_connection_keeps_the_promises(tmp_path: Path) -> None:
     async with opened(tmp_path) as store:
         assert await store.write(pragmas) == ("wal", 2, 1, -8192)
         assert await store.read(pragmas) == ("wal", 2, 1, -8192)
+
+
+def test_a_query_is_prepared_once_whatever_its_values(tmp_path: Path) -> None:
+    db = connect(tmp_path / NAME)
+    migrate(db)
+    session = sessions.ensure(db, "agent:main:main", now=1)
+    prepared: list[object] = []
+
+    def note(*what: object) -> int:
+        prepared.append(what)
+        return apsw.SQLITE_OK
+
+    cast("apsw.Connection", db).authorizer = note
+    sessions.past(db, session, before=2)
+    once = len(prepared)
+    for before in (3, 4, 5):
+        sessions.past(db, session, before=before)
+    db.close()
+    assert once > 0
+    assert len(prepared) == once
